@@ -1,0 +1,34 @@
+# `make demo` and `make test` need Python 3.11 or newer and make, nothing else: they make .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := test
+.PHONY: demo test lint bench clean
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hggraph graph --out demo
+	$(BIN)/python examples/03_compare_convolutions.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	set -e; for f in benchmarks/bench_*.py; do \
+		$(BIN)/python -m benchmarks.$$(basename $$f .py); \
+	done
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
