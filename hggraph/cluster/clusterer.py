@@ -1,0 +1,190 @@
+"""The clustering layer: importance, sampling and soft SLIC in one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hggraph._check import check_features, check_positive
+from hggraph.cluster.color import photo_features
+from hggraph.cluster.importance import active_focus, check_attention, importance_map
+from hggraph.cluster.sampling import check_num_regions, check_sampling, sample_with_noise
+from hggraph.cluster.soft_slic import soft_slic
+from hggraph.graph import Assignment
+
+__all__ = ["SoftSLIC"]
+
+FEATURE_SCALES = ("auto", "none", "photo")
+SPREAD = 9.0  # mean squared distance of a pixel from the image's mean after the automatic scaling
+_SEED = 0  # of the noise used in eval()
+
+
+class SoftSLIC(nn.Module):
+    r"""Cluster feature maps into regions around centres sampled by importance (HG-Conv Sec. 4.1, Algorithm 1).
+
+    `feature_scale` maps features to the space in which distances are exponents:
+
+    - ``"auto"``: each image is multiplied by one number, so that the mean squared distance of its pixels from
+      their mean is 9. Entries then fall below the threshold for very different pixels and stay for similar ones,
+      whatever the number of channels and their size.
+    - ``"none"``: features as they are, the paper to the letter.
+    - ``"photo"``: CIELAB and scaled positions, for images with values in [0, 1] (see `photo_features`).
+    - a number: features times that number.
+
+    Args:
+        downsample: Pixels per region; ``max(1, round(H * W / downsample))`` regions.
+        num_regions: A fixed number of regions instead; None uses `downsample`.
+        iterations: Steps of soft SLIC.
+        sampling: ``"topk_random"``, ``"importance"`` or ``"random"`` (see `sample_centers`).
+        oversample: Candidates per region for ``"topk_random"``.
+        beta: Share of important centres for ``"topk_random"``.
+        threshold: Least weight of an assignment.
+        candidates: Consider only this many spatially nearest centres for each pixel; None considers all.
+        neighbors: 4 or 8, for the importance map.
+        alpha: Weight of a given attention map (Eq. 11).
+        feature_scale: See above.
+        projection: Module applied first, for example ``nn.Conv2d(1024, 64, 1)``: clustering in fewer channels
+            costs less. None adds no parameters.
+        detach: Cut the gradient through the assignment.
+
+    Shapes:
+        - **input:** map ``(B, C, H, W)``, floating point; attention ``(B, H, W)`` in [0, 1] or None
+        - **output:** an `Assignment`
+
+    In training mode centres are drawn anew each time; in eval mode from seeded noise, so that the same image
+    always gives the same regions, alone or in a batch.
+
+    Example:
+        >>> SoftSLIC(num_regions=6).eval()(torch.rand(2, 8, 12, 12))
+        Assignment(batch_size=2, size=(12, 12), regions=6, dense)
+    """
+
+    def __init__(
+        self,
+        downsample: float = 64,
+        *,
+        num_regions: int | None = None,
+        iterations: int = 3,
+        sampling: str = "topk_random",
+        oversample: int = 7,
+        beta: float = 0.75,
+        threshold: float = 1e-3,
+        candidates: int | None = None,
+        neighbors: int = 4,
+        alpha: float = 10.0,
+        feature_scale: str | float = "auto",
+        projection: nn.Module | None = None,
+        detach: bool = False,
+    ) -> None:
+        super().__init__()
+        if not downsample >= 1:
+            raise ValueError(f"`downsample` must be at least 1 pixel per region, got {downsample}.")
+        if num_regions is not None:
+            check_positive("num_regions", num_regions)
+        if isinstance(feature_scale, str) and feature_scale not in FEATURE_SCALES:
+            raise ValueError(f"`feature_scale` must be a number or one of {FEATURE_SCALES}, got {feature_scale!r}.")
+        check_positive("iterations", iterations)
+        check_sampling(sampling, oversample, beta)
+        self.downsample = downsample
+        self.num_regions = num_regions
+        self.iterations = iterations
+        self.sampling = sampling
+        self.oversample = oversample
+        self.beta = beta
+        self.threshold = threshold
+        self.candidates = candidates
+        self.neighbors = neighbors
+        self.alpha = alpha
+        self.feature_scale = feature_scale
+        self.projection = projection
+        self.detach = detach
+        self._noise: dict[tuple[int, torch.device], Tensor] = {}
+
+    def regions_for(self, size: tuple[int, int]) -> int:
+        """Return the number of regions of an image of the given height and width (pixels)."""
+        if self.num_regions is not None:
+            check_num_regions(self.num_regions, *size)
+            return self.num_regions
+        return max(1, round(size[0] * size[1] / self.downsample))
+
+    def importance(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
+        """Return the map, shape ``(B, H, W)``, that centres are drawn from: importance, focused by attention."""
+        with torch.no_grad():
+            return self._importance(x, self._features(x)[0], attention)
+
+    def forward(self, x: Tensor, attention: Tensor | None = None) -> Assignment:
+        """Cluster a map; see the class for shapes."""
+        check_features("x", x)
+        features, scale = self._features(x)
+        with torch.no_grad():
+            importance = self._importance(x, features, attention)
+            num_regions = self.regions_for((x.shape[2], x.shape[3]))
+            seeds = sample_with_noise(
+                importance, self._noise_for(x), num_regions, self.sampling, self.oversample, self.beta
+            )
+        assignment = soft_slic(
+            features, seeds, iterations=self.iterations, threshold=self.threshold, candidates=self.candidates
+        )
+        if scale is not None and assignment.centers is not None:
+            assignment.known_centers = (x, assignment.centers / scale.view(-1, 1, 1))
+        return assignment
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the features to cluster and, where they are `x` times one number per image, that number."""
+        if self.detach:
+            x = x.detach()
+        if self.feature_scale == "photo":
+            return photo_features(x, self.regions_for((x.shape[2], x.shape[3]))), None
+        features = x if self.projection is None else self.projection(x)
+        if features.dtype != torch.float64:
+            features = features.float()
+        if self.feature_scale == "none":
+            scale = features.new_ones(features.shape[0])
+        elif self.feature_scale == "auto":
+            scale = spread_scale(features)
+        else:
+            scale = features.new_full((features.shape[0],), float(self.feature_scale))
+        if self.feature_scale != "none":
+            features = features * scale.view(-1, 1, 1, 1)
+        return features, scale if self.projection is None else None
+
+    def _importance(self, x: Tensor, features: Tensor, attention: Tensor | None) -> Tensor:
+        # a photo's positions differ by the same step everywhere and would only flatten the map
+        importance = importance_map(features[:, :3] if self.feature_scale == "photo" else x, neighbors=self.neighbors)
+        if attention is None:
+            return importance
+        check_attention(attention, importance.shape)
+        return active_focus(importance, attention, self.alpha)
+
+    def _noise_for(self, x: Tensor) -> Tensor:
+        pixels = x.shape[2] * x.shape[3]
+        if self.training:
+            return torch.rand(x.shape[0], pixels, device=x.device)
+        key = (pixels, x.device)
+        if key not in self._noise:
+            generator = torch.Generator().manual_seed(_SEED)
+            self._noise = {key: torch.rand(1, pixels, generator=generator).to(x.device)}
+        return self._noise[key]
+
+    def extra_repr(self) -> str:
+        """Show what sets the number of regions and the space of clustering."""
+        regions = f"downsample={self.downsample}" if self.num_regions is None else f"num_regions={self.num_regions}"
+        return f"{regions}, iterations={self.iterations}, sampling={self.sampling!r}, " + (
+            f"candidates={self.candidates}, feature_scale={self.feature_scale!r}"
+        )
+
+
+def spread_scale(x: Tensor) -> Tensor:
+    """Return the factor per image that makes the mean squared distance from the mean 9, shape ``(B,)``.
+
+    A constant image gets 1.
+
+    Example:
+        >>> spread_scale(torch.tensor([[[[-1.0, 1.0]]]]))
+        tensor([3.])
+    """
+    variance = x.var((2, 3), correction=0).sum(1)
+    # a spread of rounding errors only must not be blown up
+    floor = torch.finfo(x.dtype).eps * x.square().mean((2, 3)).sum(1) + torch.finfo(x.dtype).tiny
+    usable = variance > floor
+    return torch.where(usable, (SPREAD / torch.where(usable, variance, 1)).sqrt(), 1)

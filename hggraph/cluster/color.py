@@ -1,0 +1,75 @@
+"""Photos as points for clustering: CIELAB colour and position in the scaling of Superpixel Sampling Networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hggraph._check import check_features
+
+__all__ = ["photo_features", "rgb_to_lab"]
+
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
+_COLOR_SCALE = 0.26  # SSN
+_POSITION_SCALE = 2.5  # SSN at test time: 2.5 regions' spacings per unit
+
+
+def rgb_to_lab(rgb: Tensor) -> Tensor:
+    """Convert sRGB to CIELAB (CIE 1976, white point D65).
+
+    Args:
+        rgb: Colours in [0, 1], shape ``(B, 3, H, W)``, floating point.
+
+    Returns:
+        Shape ``(B, 3, H, W)``: L in [0, 100], a and b about -100 to 100. Differentiable.
+
+    Raises:
+        ValueError: if there are not 3 channels.
+
+    Example:
+        >>> rgb_to_lab(torch.ones(1, 3, 1, 1)).round().flatten().abs()
+        tensor([100.,   0.,   0.])
+    """
+    check_features("rgb", rgb, "(B, 3, H, W)")
+    if rgb.shape[1] != 3:
+        raise ValueError(f"`rgb` must have 3 channels, got shape {tuple(rgb.shape)}.")
+    linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    matrix = torch.tensor(_XYZ, dtype=rgb.dtype, device=rgb.device)
+    matrix = matrix / torch.tensor(_WHITE, dtype=rgb.dtype, device=rgb.device)[:, None]
+    xyz = (matrix @ linear.flatten(2)).view_as(rgb)
+    cubic = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = cubic.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def photo_features(image: Tensor, num_regions: int) -> Tensor:
+    """Return the points in which a photo is clustered: 0.26 Lab and (y, x) over 0.4 of the regions' spacing.
+
+    The scaling of Superpixel Sampling Networks (Jampani et al., ECCV 2018): two pixels one region's spacing
+    apart differ as much as colours about 10 Lab units apart.
+
+    Args:
+        image: Colours in [0, 1], shape ``(B, 3, H, W)``, or grey values, ``(B, 1, H, W)``, floating point.
+        num_regions: Regions per image; ``sqrt(H * W / num_regions)`` pixels is their spacing.
+
+    Returns:
+        Shape ``(B, 5, H, W)``: scaled L, a, b, y, x.
+
+    Raises:
+        ValueError: if there are neither 1 nor 3 channels.
+
+    Example:
+        >>> photo_features(torch.rand(1, 3, 8, 8), 4).shape
+        torch.Size([1, 5, 8, 8])
+    """
+    check_features("image", image)
+    if image.shape[1] not in (1, 3):
+        raise ValueError(f"`image` must have 3 channels (or 1, grey), got shape {tuple(image.shape)}.")
+    batch, _, height, width = image.shape
+    lab = rgb_to_lab(image.expand(-1, 3, -1, -1)) * _COLOR_SCALE
+    scale = _POSITION_SCALE * (num_regions / (height * width)) ** 0.5
+    y = torch.arange(height, dtype=image.dtype, device=image.device)[:, None] * scale
+    x = torch.arange(width, dtype=image.dtype, device=image.device)[None, :] * scale
+    position = torch.stack([y.expand(height, width), x.expand(height, width)])
+    return torch.cat([lab, position.expand(batch, -1, -1, -1)], 1)

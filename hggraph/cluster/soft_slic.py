@@ -1,0 +1,153 @@
+"""Differentiable SLIC: HG-Conv's Algorithm 1, over all pairs or over spatial candidates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hggraph import ops
+from hggraph._check import check_features, check_ndim, check_positive, check_range
+from hggraph.cluster.sampling import check_num_regions
+from hggraph.graph import Assignment
+from hggraph.graph.assignment import MAX_PAIRS
+from hggraph.ops.tiles import CandidateTiles
+
+__all__ = ["soft_slic"]
+
+
+def soft_slic(
+    x: Tensor,
+    centers: Tensor,
+    *,
+    iterations: int = 3,
+    threshold: float = 1e-3,
+    candidates: int | None = None,
+) -> Assignment:
+    """Cluster the pixels of each image softly around sampled centres (HG-Conv Algorithm 1).
+
+    Each pixel starts with its spatially nearest centre; that is the only use of coordinates. Then `iterations`
+    times: centres become the weighted means of the pixels (weights column-normalised), and weights
+    ``exp(-||x_p - c_r||^2)``. After the last step entries not above `threshold` are dropped and each pixel's
+    weights divided by their sum; a pixel left without any goes to its nearest region.
+
+    Args:
+        x: Map, shape ``(B, C, H, W)``, floating point, finite (checked on the CPU).
+        centers: Flat pixel index of each centre, shape ``(B, R)``, long, no duplicates.
+        iterations: At least 1.
+        threshold: In [0, 1).
+        candidates: Consider only this many spatially nearest centres for each pixel: O(P T) time and memory
+            instead of O(P R). None considers all.
+
+    Returns:
+        The assignment, differentiable in `x`. Distances and exponents in float32 (float64 for float64 input).
+        No feature scale under- or overflows, no region is lost. Deterministic. With all pairs: static shapes,
+        no host synchronisation on a GPU.
+
+    Raises:
+        ValueError: if an argument is out of range, `x` is not finite, there are more regions than pixels, or
+            all pairs would be more than 2^30 (use `candidates`).
+        TypeError: if `x` is not floating point.
+
+    Example:
+        >>> step = torch.tensor([[[[0.0, 0.0, 9.0, 9.0]]]])
+        >>> soft_slic(step, torch.tensor([[0, 3]])).labels
+        tensor([[[0, 0, 1, 1]]])
+    """
+    check_features("x", x)
+    check_ndim("centers", centers, 2, shape="(B, R)")
+    check_positive("iterations", iterations)
+    batch, _, height, width = x.shape
+    if centers.shape[0] != batch:
+        raise ValueError(f"`centers` must have shape (B, R) with B = {batch}, got {tuple(centers.shape)}.")
+    check_num_regions(centers.shape[1], height, width)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_range("centers", centers, height * width, "They are flat pixel indices y * W + x.")
+        finite = torch.isfinite(x.detach().sum())
+        if not finite and not torch.isfinite(x.detach()).all():
+            raise ValueError("`x` must be finite, got NaN or infinite values. Check the image or the layers before.")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    features = x if x.dtype == dtype else x.to(dtype)
+    if candidates is not None:
+        check_positive("candidates", candidates)
+        return _with_candidates(features, centers, iterations, threshold, candidates)
+    pairs = centers.numel() * height * width
+    if pairs > MAX_PAIRS:
+        raise ValueError(
+            f"All {height * width} pixels against {centers.shape[1]} regions of {batch} images are {pairs} pairs, "
+            f"more than {MAX_PAIRS}. Set `candidates` (for example 16) to consider only the nearest regions."
+        )
+    return _all_pairs(features, centers, iterations, threshold)
+
+
+def nearest_centers(centers: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the spatially nearest centre of each pixel, shape ``(B, P)``; of equals the lower number."""
+    y = torch.arange(size[0], device=centers.device)[:, None]
+    x = torch.arange(size[1], device=centers.device)[None, :]
+    dy = (y - (centers // size[1])[:, :, None, None]).square().float()  # (B, R, H, 1)
+    dx = (x - (centers % size[1])[:, :, None, None]).square().float()  # (B, R, 1, W)
+    return (dy + dx).flatten(2).argmin(1)
+
+
+def _all_pairs(x: Tensor, seeds: Tensor, iterations: int, threshold: float) -> Assignment:
+    size, pixels = (x.shape[2], x.shape[3]), x.flatten(2)
+    label = nearest_centers(seeds, size)
+    hard = pixels.new_zeros(x.shape[0], seeds.shape[1], pixels.shape[2]).scatter_(1, label[:, None], 1)
+    centers = ops.region_pool(pixels, hard)
+    for _ in range(iterations - 1):
+        centers = ops.centre_update(pixels, centers)[0]
+    weight = ops.soft_assign(pixels, centers, threshold=threshold)
+    return Assignment(weight, size, seeds=seeds, features=x, centers=centers)
+
+
+def _with_candidates(
+    x: Tensor, seeds: Tensor, iterations: int, threshold: float, candidates: int
+) -> Assignment:
+    size = (x.shape[2], x.shape[3])
+    tiles = CandidateTiles.build(seeds, size, candidates)
+    split = tiles.split(x)
+    # distances do not change when a tile's mean is subtracted, and lose no digits far from the origin
+    mean = split.detach().mean(2, keepdim=True)
+    split = split - mean
+    centers = _nearest_means(tiles, x)
+    for _ in range(iterations - 1):
+        centers = _merged_update(tiles, split, mean, centers)
+    parts = []
+    for chunk in tiles.chunks:
+        local = tiles.gather_regions(chunk, centers) - mean[chunk.tiles].transpose(1, 2)
+        weight = ops.soft_assign(split[chunk.tiles], local, tiles.excluded(chunk), threshold=threshold)
+        weight = weight.gather(1, chunk.column.long())
+        parts.append(weight.masked_fill(tiles.outside(chunk), 0))
+    order = torch.argsort(torch.cat([chunk.tiles for chunk in tiles.chunks]))
+    weight = torch.cat(parts)[order]
+    return Assignment(weight, size, tiles=tiles, seeds=seeds, features=x, centers=centers)
+
+
+def _nearest_means(tiles: CandidateTiles, x: Tensor) -> Tensor:
+    """Return the means of the pixels nearest to each seed, shape ``(B, R, C)``."""
+    split = tiles.split(x)
+    sums, counts = [], []
+    for chunk in tiles.chunks:
+        inside = (~tiles.outside(chunk)).to(x.dtype)
+        shape = (*chunk.regions.shape, inside.shape[2])
+        spread = x.new_zeros(shape).scatter_(1, chunk.nearest.long(), inside)
+        sums.append(torch.bmm(spread, split[chunk.tiles].transpose(1, 2)))
+        counts.append(spread.sum(2, keepdim=True))
+    return tiles.reduce(sums) / tiles.reduce(counts)
+
+
+def _merged_update(tiles: CandidateTiles, split: Tensor, mean: Tensor, centers: Tensor) -> Tensor:
+    """Update the centres tile by tile and merge each region's parts by their log-sums."""
+    parts, log_sums = [], []
+    for chunk in tiles.chunks:
+        shift = mean[chunk.tiles].transpose(1, 2)
+        local = tiles.gather_regions(chunk, centers) - shift
+        part, log_sum = ops.centre_update(split[chunk.tiles], local, tiles.excluded(chunk))
+        parts.append(part + shift)
+        log_sums.append(log_sum[..., None])
+    largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")
+    weights = [
+        (log_sum - tiles.gather_regions(chunk, largest)).clamp(max=0).exp()
+        for chunk, log_sum in zip(tiles.chunks, log_sums, strict=True)
+    ]
+    total = tiles.reduce([part * weight for part, weight in zip(parts, weights, strict=True)])
+    return total / tiles.reduce(weights)

@@ -1,0 +1,9 @@
+"""Layers."""
+
+from hggraph.nn.dense_hg_conv import DenseHGConv as DenseHGConv
+from hggraph.nn.gmm_conv import GMMConv as GMMConv
+from hggraph.nn.hg_block import HGBasicBlock as HGBasicBlock
+from hggraph.nn.hg_block import HGBottleneck as HGBottleneck
+from hggraph.nn.hg_conv import HGConv as HGConv
+from hggraph.nn.hg_stage import HGStage as HGStage
+from hggraph.nn.spline_conv import SplineConv as SplineConv

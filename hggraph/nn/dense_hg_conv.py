@@ -1,0 +1,96 @@
+"""Heterogeneous grid convolution on dense region adjacency, with static shapes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hggraph import ops
+from hggraph.graph import RegionAdjacency
+from hggraph.nn.hg_conv import (
+    conv_stencil,
+    init_typed_parameters,
+    load_conv,
+    make_conv,
+    reset_typed_parameters,
+    typed_repr,
+)
+from hggraph.stencil import Stencil
+
+__all__ = ["DenseHGConv"]
+
+
+class DenseHGConv(nn.Module):
+    r"""Convolve regions with one matrix per direction (HG-Conv Eq. 3), as `HGConv` on the same edges.
+
+    The same arguments and ``state_dict`` as `HGConv`; static shapes and no host synchronisation, for networks.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stencil: The K directions.
+        groups: As in ``Conv2d``.
+        bias: Learn an additive bias.
+
+    Shapes:
+        - **input:** region features ``(B, R, in_channels)``, a `RegionAdjacency` over the same stencil
+        - **output:** ``(B, R, out_channels)``
+
+    Example:
+        >>> import torch
+        >>> adjacency = RegionAdjacency(Stencil.square(3), torch.rand(2, 9, 5, 5))
+        >>> DenseHGConv(3, 8)(torch.rand(2, 5, 3), adjacency).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stencil: Stencil | None = None,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stencil = init_typed_parameters(self, in_channels, out_channels, stencil, groups, bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as ``Conv2d`` does."""
+        reset_typed_parameters(self)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d | nn.Conv3d, *, stencil: Stencil | None = None) -> DenseHGConv:
+        """Take over a convolution's weights, tap k becoming direction k.
+
+        Args:
+            conv: Padded with zeros by ``dilation * (kernel_size // 2)``.
+            stencil: Directions instead of the convolution's taps, as many of them: on regions a dilation has no
+                meaning, and a dilated 3x3 becomes ``Stencil.square(3)``.
+
+        Raises:
+            ValueError: if `conv` is padded otherwise, or the stencil has another number of directions.
+        """
+        taps = conv_stencil(conv)
+        stencil = taps if stencil is None else stencil
+        if len(stencil) != len(taps):
+            raise ValueError(f"`stencil` must have {len(taps)} directions as `conv` has taps, got {stencil!r}.")
+        layer = cls(conv.in_channels, conv.out_channels, stencil, groups=conv.groups, bias=conv.bias is not None)
+        return load_conv(layer, conv)
+
+    def to_conv(self, *, stride: int = 1) -> nn.Conv2d | nn.Conv3d:
+        """Return the convolution with this layer's weights, the inverse of `from_conv`."""
+        return make_conv(self, stride)
+
+    def forward(self, x: Tensor, adjacency: RegionAdjacency) -> Tensor:
+        """Convolve; see the class for shapes."""
+        if adjacency.stencil != self.stencil:
+            raise ValueError(f"`adjacency` must be over {self.stencil!r}, got {adjacency.stencil!r}.")
+        # the layers of a stage share one normalised adjacency
+        normalized = adjacency.normalized()
+        out = ops.typed_aggregate_dense(x, self.weight, normalized, groups=self.groups, normalize=False)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def __repr__(self) -> str:
+        """Show channels and stencil."""
+        return typed_repr(self)

@@ -1,0 +1,33 @@
+"""Squared distances between pixels and centres as one matrix product, and their gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["EXCLUDED", "compute_dtype", "negative_distance", "negative_distance_backward"]
+
+EXCLUDED = -1e30  # logit of a pair that is left out: finite, so that a row or column of them makes no NaN
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of distances and exponents: float32, or float64 for float64 input."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def negative_distance(x: Tensor, centers: Tensor, excluded: Tensor | None) -> Tensor:
+    """Return ``-||x_p - c_r||^2``, shape ``(B, R, P)``, for ``x (B, C, P)`` and ``centers (B, R, C)``.
+
+    Pairs marked in the boolean ``excluded (B, R, P)`` get `EXCLUDED`.
+    """
+    # rounding can make the expanded square slightly positive, hence the clamp
+    logits = torch.baddbmm(-centers.square().sum(-1, keepdim=True), centers, x, alpha=2)
+    logits.sub_(x.square().sum(1, keepdim=True)).clamp_(max=0)
+    return logits if excluded is None else logits.masked_fill_(excluded, EXCLUDED)
+
+
+def negative_distance_backward(grad: Tensor, x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `negative_distance` for `x` and `centers`."""
+    grad_x = torch.bmm(centers.transpose(1, 2), grad).sub_(x * grad.sum(1, keepdim=True)).mul_(2)
+    grad_centers = torch.bmm(grad, x.transpose(1, 2)).sub_(centers * grad.sum(2, keepdim=True)).mul_(2)
+    return grad_x, grad_centers

@@ -1,0 +1,214 @@
+"""Direction-typed adjacency of regions, HG-Conv Eq. 4, 7 and appendix B."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hggraph._check import check_ndim
+from hggraph.ops._library import kernel, operator
+
+__all__ = ["FILTER", "region_adjacency"]
+
+FILTER = 1e-7  # smaller connections are dropped, HG-Conv appendix B
+
+
+def region_adjacency(
+    assignment: Tensor,
+    size: tuple[int, int],
+    offsets: Sequence[Sequence[int]],
+    *,
+    noise_cancel: bool = True,
+    max_direction: bool = True,
+) -> Tensor:
+    """Count how strongly regions touch in each direction (HG-Conv Eq. 4, 7 and appendix B).
+
+    ``A_k = S^T Shift_k S``, that is ``A_k[i, j] = sum_p S_ip S_j,p+offset_k`` over the pixels p whose neighbour
+    lies inside the image. Then in this order: noise cancelling ``max(0, A_k - A_opposite(k))``, where the
+    opposite direction's matrix is the transpose of ``A_k``; entries under 1e-7 to 0; the diagonal to 0; with
+    `max_direction`, for each pair only the strongest direction stays (of those equal up to rounding the first). The direction of
+    offset 0 is the identity.
+
+    Args:
+        assignment: Weights S, shape ``(B, R, H * W)``.
+        size: Height and width of the images, in pixels.
+        offsets: K displacements (dy, dx), source minus target.
+        noise_cancel: Subtract the opposite direction.
+        max_direction: Keep one direction per pair.
+
+    Returns:
+        Shape ``(B, K, R, R)``, target i before source j, dtype of `assignment`, not negative. Differentiable in
+        `assignment` through the entries that stay.
+
+    Raises:
+        ValueError: if shapes disagree.
+
+    Note:
+        One product of 2 B R^2 P operations per pair of opposite directions. Deterministic, static shapes.
+
+    Example:
+        >>> left_right = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # two pixels side by side, two regions
+        >>> region_adjacency(left_right, (1, 2), [(0, -1), (0, 1)])[0, 1]
+        tensor([[0., 1.],
+                [0., 0.]])
+    """
+    check_ndim("assignment", assignment, 3, shape="(B, R, P)")
+    if len(size) != 2 or size[0] * size[1] != assignment.shape[2]:
+        raise ValueError(f"`size` {tuple(size)} must multiply to the {assignment.shape[2]} pixels of `assignment`.")
+    if not offsets or any(len(offset) != 2 for offset in offsets):
+        raise ValueError(f"`offsets` must be displacements (dy, dx), got {offsets}.")
+    flat = [int(value) for offset in offsets for value in offset]
+    return torch.ops.hggraph.region_adjacency(assignment, list(size), flat, noise_cancel, max_direction)
+
+
+def region_adjacency_reference(
+    assignment: Tensor, size: Sequence[int], offsets: Sequence[Sequence[int]], noise_cancel: bool, max_direction: bool
+) -> Tensor:
+    """Return `region_adjacency` with the pixel adjacency written out and every clean-up step in its order."""
+    (height, width), regions = size, assignment.shape[1]
+    raw = []
+    for dy, dx in offsets:
+        shift = assignment.new_zeros(height * width, height * width)
+        for y in range(height):
+            for x in range(width):
+                if 0 <= y + dy < height and 0 <= x + dx < width:
+                    shift[y * width + x, (y + dy) * width + x + dx] = 1
+        raw.append(assignment @ shift @ assignment.transpose(1, 2))
+    opposite = [matrix.transpose(1, 2) for matrix in raw]
+    clean = [(a - b).clamp(min=0) if noise_cancel else a for a, b in zip(raw, opposite, strict=True)]
+    clean = [torch.where(matrix < FILTER, 0, matrix) for matrix in clean]
+    eye = torch.eye(regions, dtype=assignment.dtype, device=assignment.device)
+    clean = [matrix * (1 - eye) for matrix in clean]
+    centers = [k for k, offset in enumerate(offsets) if not any(offset)]
+    for k in centers:
+        clean[k] = clean[k] * 0
+    out = torch.stack(clean, 1)
+    if max_direction:
+        out = out * strongest_direction(out)
+    for k in centers:
+        out[:, k] = eye
+    return out
+
+
+def opposite_pairs(offsets: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Return (k, opposite of k or None) for one direction of each pair; the zero displacement is left out."""
+    pairs = list(zip(offsets[::2], offsets[1::2], strict=True))
+    index = {pair: k for k, pair in enumerate(pairs)}
+    out = []
+    for k, (dy, dx) in enumerate(pairs):
+        other = index.get((-dy, -dx))
+        if other is None or k < other:
+            out.append((k, other))
+    return out
+
+
+def strongest_direction(weight: Tensor) -> Tensor:
+    """Mark the largest of the directions in dimension 1; of those equal up to rounding the first."""
+    near = weight >= weight.amax(1, keepdim=True) * (1 - 64 * torch.finfo(weight.dtype).eps)
+    first = near.to(torch.uint8).argmax(1, keepdim=True)
+    return torch.zeros_like(near).scatter_(1, first, True)
+
+
+def clean_up(raw: Tensor, noise_cancel: bool, max_direction: bool, center: int | None) -> Tensor:
+    """Cancel, filter and choose directions of raw products ``(B, K, R, R)``; overwrites `raw`."""
+    if noise_cancel:
+        raw = (raw - raw.transpose(2, 3)).clamp_(min=0)
+    raw.masked_fill_(raw < FILTER, 0)
+    raw.diagonal(dim1=2, dim2=3).zero_()
+    if center is not None:
+        raw[:, center] = 0
+    if max_direction:
+        raw = raw * strongest_direction(raw)
+    if center is not None:
+        raw[:, center].diagonal(dim1=1, dim2=2).fill_(1)
+    return raw
+
+
+def _padded(assignment: Tensor, size: Sequence[int], offsets: Sequence[int]) -> tuple[Tensor, int]:
+    """Return rows padded with zeros on the right, so that every displacement is one shift of the flat image."""
+    pad = max(abs(dx) for dx in offsets[1::2])
+    padded = F.pad(assignment.reshape(*assignment.shape[:2], *size), (0, pad))
+    return padded.flatten(2), size[1] + pad
+
+
+def _shifted(flat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Return the views of targets p and of sources p + shift."""
+    num = max(0, flat.shape[2] - abs(shift))
+    return flat.narrow(2, max(0, -shift) if num else 0, num), flat.narrow(2, max(0, shift) if num else 0, num)
+
+
+def _center(offsets: Sequence[int]) -> int | None:
+    pairs = list(zip(offsets[::2], offsets[1::2], strict=True))
+    return pairs.index((0, 0)) if (0, 0) in pairs else None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    assignment, ctx.size, ctx.offsets, ctx.noise_cancel, _ = inputs
+    ctx.save_for_backward(assignment, output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    assignment, out = ctx.saved_tensors
+    grad = torch.ops.hggraph.region_adjacency_backward(
+        grad, assignment, out, ctx.size, ctx.offsets, ctx.noise_cancel
+    )
+    return grad, None, None, None, None
+
+
+@operator(
+    "region_adjacency",
+    fake=lambda assignment, size, offsets, noise_cancel, max_direction: assignment.new_empty(
+        assignment.shape[0], len(offsets) // 2, assignment.shape[1], assignment.shape[1]
+    ),
+    setup_context=_setup_context,
+    backward=_backward,
+    flops=lambda assignment, size, offsets, *_, **__: (
+        2 * assignment[0] * assignment[1] ** 2 * assignment[2] * len(opposite_pairs(offsets))
+    ),
+)
+def _region_adjacency(
+    assignment: Tensor, size: list[int], offsets: list[int], noise_cancel: bool, max_direction: bool
+) -> Tensor:
+    if (triton := kernel("region_adjacency", assignment)) is not None:
+        return triton.region_adjacency(assignment, size, offsets, noise_cancel, max_direction)
+    flat, width = _padded(assignment, size, offsets)
+    batch, regions = assignment.shape[:2]
+    raw = assignment.new_zeros(batch, len(offsets) // 2, regions, regions)
+    for k, other in opposite_pairs(offsets):
+        target, source = _shifted(flat, offsets[2 * k] * width + offsets[2 * k + 1])
+        raw[:, k] = torch.bmm(target, source.transpose(1, 2))
+        if other is not None:
+            raw[:, other] = raw[:, k].transpose(1, 2)
+    return clean_up(raw, noise_cancel, max_direction, _center(offsets))
+
+
+@operator(
+    "region_adjacency_backward",
+    fake=lambda grad, assignment, *_: assignment.new_empty(assignment.shape),
+)
+def _region_adjacency_backward(
+    grad: Tensor,
+    assignment: Tensor,
+    out: Tensor,
+    size: list[int],
+    offsets: list[int],
+    noise_cancel: bool,
+) -> Tensor:
+    if (triton := kernel("region_adjacency", assignment)) is not None:
+        return triton.region_adjacency_backward(grad, assignment, out, size, offsets, noise_cancel)
+    grad = torch.where(out > 0, grad, 0)
+    if noise_cancel:
+        grad = grad - grad.transpose(2, 3)
+    flat, width = _padded(assignment, size, offsets)
+    grad_flat = torch.zeros_like(flat)
+    for k, other in opposite_pairs(offsets):
+        grad_k = grad[:, k] if other is None else grad[:, k] + grad[:, other].transpose(1, 2)
+        shift = offsets[2 * k] * width + offsets[2 * k + 1]
+        (target, source), (grad_target, grad_source) = _shifted(flat, shift), _shifted(grad_flat, shift)
+        grad_target += torch.bmm(grad_k, source)
+        grad_source += torch.bmm(grad_k.transpose(1, 2), target)
+    return grad_flat.view(*assignment.shape[:2], size[0], width)[..., : size[1]].reshape(assignment.shape)

@@ -1,0 +1,259 @@
+"""Reductions over contiguous segments of a CSR pointer, with an optional gather and scale before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hggraph._check import check_ndim
+from hggraph.ops._distance import compute_dtype
+from hggraph.ops._library import kernel, operator
+
+__all__ = ["csr_pointer", "segment_ids", "segment_reduce", "segment_softmax"]
+
+REDUCTIONS = ("sum", "mean", "max")
+
+
+def segment_reduce(
+    x: Tensor, ptr: Tensor, index: Tensor | None = None, weight: Tensor | None = None, *, reduce: str = "sum"
+) -> Tensor:
+    """Reduce the rows of each segment: ``out[n] = reduce_{ptr[n] <= e < ptr[n+1]} weight[e] * x[index[e]]``.
+
+    Gather, scale and reduction in one pass: the (E, C) tensor of gathered rows is not made.
+
+    Args:
+        x: Rows, shape ``(M, C)`` or ``(M,)``, floating point.
+        ptr: Non-decreasing segment bounds, shape ``(N + 1,)``, long, from 0 to E.
+        index: Row of `x` for each entry e, shape ``(E,)``, long; None stands for ``0, 1, ..., M - 1``.
+        weight: Factor of each entry, shape ``(E,)``, dtype of `x`; not with ``reduce="max"``.
+        reduce: ``"sum"``, ``"mean"`` (the sum over the number of entries) or ``"max"``.
+
+    Returns:
+        Shape ``(N, C)`` or ``(N,)``. An empty segment gives 0. Differentiable in `x` and `weight`; the gradient
+        of a maximum is shared equally by the entries that reach it.
+
+    Raises:
+        ValueError: if a shape or `reduce` is not as said.
+
+    Note:
+        Cost O(E C). Deterministic: no atomics, forward or backward.
+
+    Example:
+        >>> segment_reduce(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 2, 3]))
+        tensor([3., 0., 4.])
+    """
+    check_ndim("x", x, 1, 2, shape="(M, C) or (M,)")
+    check_ndim("ptr", ptr, 1, shape="(N + 1,)")
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"`reduce` must be one of {REDUCTIONS}, got {reduce!r}.")
+    if reduce == "max" and weight is not None:
+        raise ValueError("`weight` cannot be used with reduce='max'; scale `x` before.")
+    entries = x.shape[0] if index is None else index.shape[0]
+    if weight is not None and weight.shape != (entries,):
+        raise ValueError(f"`weight` must have shape ({entries},), got {tuple(weight.shape)}.")
+    rows = x.unsqueeze(1) if x.dim() == 1 else x
+    out = torch.ops.hggraph.segment_reduce(rows, ptr, index, weight, reduce)
+    return out.squeeze(1) if x.dim() == 1 else out
+
+
+def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
+    """Return the softmax of `x` within each segment: ``exp(x_e) / sum_{f in segment of e} exp(x_f)``.
+
+    Args:
+        x: Logits, shape ``(E,)`` or ``(E, H)``, floating point.
+        ptr: Non-decreasing segment bounds, shape ``(N + 1,)``, long, from 0 to E.
+
+    Returns:
+        The shape of `x`; each non-empty segment sums to 1. Computed relative to each segment's maximum, so it
+        does not overflow. Differentiable, deterministic, O(E H).
+
+    Example:
+        >>> segment_softmax(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([0, 2, 3]))
+        tensor([0.5000, 0.5000, 1.0000])
+    """
+    check_ndim("x", x, 1, 2, shape="(E, H) or (E,)")
+    check_ndim("ptr", ptr, 1, shape="(N + 1,)")
+    return torch.ops.hggraph.segment_softmax(x, ptr)
+
+
+def csr_pointer(sorted_index: Tensor, num_segments: int) -> Tensor:
+    """Return the bounds ``(num_segments + 1,)`` of equal runs in a sorted index of segments.
+
+    Example:
+        >>> csr_pointer(torch.tensor([0, 0, 2]), 3)
+        tensor([0, 2, 2, 3])
+    """
+    bounds = torch.arange(num_segments + 1, device=sorted_index.device)
+    return torch.searchsorted(sorted_index, bounds)
+
+
+def segment_ids(ptr: Tensor, entries: int) -> Tensor:
+    """Return the segment of each of the `entries` entries, the inverse of `csr_pointer`.
+
+    Example:
+        >>> segment_ids(torch.tensor([0, 2, 2, 3]), 3)
+        tensor([0, 0, 2])
+    """
+    segments = torch.arange(ptr.shape[0] - 1, device=ptr.device)
+    return segments.repeat_interleave(ptr.diff(), output_size=entries)
+
+
+def segment_reduce_reference(
+    x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str
+) -> Tensor:
+    """Return `segment_reduce` of ``(M, C)`` rows, one segment after the other."""
+    index = torch.arange(x.shape[0], device=x.device) if index is None else index
+    out = []
+    for start, end in zip(ptr[:-1].tolist(), ptr[1:].tolist(), strict=True):
+        rows = x[index[start:end]]
+        if weight is not None:
+            rows = weight[start:end, None] * rows
+        if start == end:
+            out.append(x.new_zeros(x.shape[1]))
+        else:
+            out.append(rows.amax(0) if reduce == "max" else getattr(rows, reduce)(0))
+    return torch.stack(out) if out else x.new_zeros(0, x.shape[1])
+
+
+def gather_scale_sum(x: Tensor, ptr: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum ``weight[e] * x[index[e]]`` over each segment in one pass; the fast CPU path of the whole project."""
+    if x.shape[0] == 0 or x.shape[1] == 0 or index.shape[0] == 0:
+        return x.new_zeros(ptr.shape[0] - 1, x.shape[1])
+    # an embedding bag is this sum, and PyTorch's is vectorised and threaded over the segments
+    return F.embedding_bag(
+        index, x.contiguous(), ptr, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+
+
+def transpose_csr(ptr: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pointer over rows, segment of each entry and the entries' order, for the adjoint of a gather-sum."""
+    order = torch.argsort(index, stable=True)
+    return csr_pointer(index[order], num_rows), segment_ids(ptr, index.shape[0])[order], order
+
+
+def _arange_if_none(x: Tensor, index: Tensor | None) -> Tensor:
+    return torch.arange(x.shape[0], device=x.device) if index is None else index
+
+
+def _segment_reduce_fake(x: Tensor, ptr: Tensor, index: Any, weight: Any, reduce: str) -> Tensor:
+    return x.new_empty(ptr.shape[0] - 1, x.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ptr, index, weight, reduce = inputs
+    ctx.save_for_backward(x, ptr, index, weight, output if reduce == "max" else None)
+    ctx.reduce = reduce
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, ptr, index, weight, out = ctx.saved_tensors
+    grad_x, grad_weight = torch.ops.hggraph.segment_reduce_backward(grad, x, ptr, index, weight, out, ctx.reduce)
+    return grad_x, None, None, None if weight is None else grad_weight, None
+
+
+@operator(
+    "segment_reduce",
+    fake=_segment_reduce_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    flops=lambda x, ptr, index, weight, reduce, **_: (x if index is None else index)[0] * x[1] * 2,
+)
+def _segment_reduce(
+    x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str
+) -> Tensor:
+    if (triton := kernel("segment", x)) is not None:
+        return triton.segment_reduce(x, ptr, index, weight, reduce)
+    if reduce == "max":
+        rows = x if index is None else x[index]
+        if rows.shape[0] == 0:
+            return x.new_zeros(ptr.shape[0] - 1, x.shape[1])
+        out = torch.segment_reduce(rows.contiguous(), "max", offsets=ptr, axis=0)
+        return out.masked_fill_((ptr.diff() == 0)[:, None], 0)
+    if reduce == "sum":
+        return gather_scale_sum(x, ptr, _arange_if_none(x, index), weight)
+    dtype = compute_dtype(x)  # the sum may leave a half's range where the mean does not
+    out = gather_scale_sum(
+        x.to(dtype), ptr, _arange_if_none(x, index), None if weight is None else weight.to(dtype)
+    )
+    return out.div_(ptr.diff().clamp(min=1)[:, None]).to(x.dtype)
+
+
+def _segment_reduce_backward_fake(
+    grad: Tensor, x: Tensor, ptr: Tensor, index: Any, weight: Any, out: Any, reduce: str
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
+        0 if weight is None else weight.shape[0]
+    )
+
+
+@operator("segment_reduce_backward", fake=_segment_reduce_backward_fake)
+def _segment_reduce_backward(
+    grad: Tensor,
+    x: Tensor,
+    ptr: Tensor,
+    index: Tensor | None,
+    weight: Tensor | None,
+    out: Tensor | None,
+    reduce: str,
+) -> tuple[Tensor, Tensor]:
+    entry = _arange_if_none(x, index)
+    segment = segment_ids(ptr, entry.shape[0])
+    grad_weight = x.new_empty(0)
+    if reduce == "max":
+        assert out is not None
+        winner = (x[entry] == out[segment]).to(x.dtype)
+        share = winner / gather_scale_sum(winner, ptr, torch.arange(len(entry), device=x.device), None)[segment]
+        return torch.zeros_like(x, memory_format=torch.contiguous_format).index_add_(
+            0, entry, share * grad[segment]
+        ), grad_weight
+    if reduce == "mean":
+        grad = grad / ptr.diff().clamp(min=1)[:, None]
+    if weight is not None:
+        grad_weight = gathered_dot(grad, segment, x, entry)
+    row_ptr, row_segment, order = transpose_csr(ptr, entry, x.shape[0])
+    factor = None if weight is None else weight[order]
+    return gather_scale_sum(grad, row_ptr, row_segment, factor), grad_weight
+
+
+def gathered_dot(a: Tensor, a_index: Tensor, b: Tensor, b_index: Tensor, chunk: int = 1 << 22) -> Tensor:
+    """Return ``sum_c a[a_index[e], c] * b[b_index[e], c]`` for each e, in pieces that bound the memory."""
+    step = max(1, chunk // max(1, a.shape[1]))
+    pieces = [
+        (a[i] * b[j]).sum(1) for i, j in zip(a_index.split(step), b_index.split(step), strict=True)
+    ]
+    return torch.cat(pieces) if pieces else a.new_zeros(0)
+
+
+def segment_softmax_reference(x: Tensor, ptr: Tensor) -> Tensor:
+    """Return `segment_softmax`, one segment after the other."""
+    parts = [x[start:end].softmax(0) for start, end in zip(ptr[:-1].tolist(), ptr[1:].tolist(), strict=True)]
+    return torch.cat(parts) if parts else x.clone()
+
+
+def _softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(output, inputs[1])
+
+
+def _softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    out, ptr = ctx.saved_tensors
+    weighted = out * grad
+    total = segment_reduce(weighted, ptr)[segment_ids(ptr, out.shape[0])]
+    return weighted - out * total, None
+
+
+@operator(
+    "segment_softmax",
+    fake=lambda x, ptr: torch.empty_like(x, memory_format=torch.contiguous_format),
+    setup_context=_softmax_setup,
+    backward=_softmax_backward,
+    flops=lambda x, ptr, **_: 4 * x[0] * (x[1] if len(x) > 1 else 1),
+)
+def _segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
+    if (triton := kernel("segment", x)) is not None:
+        return triton.segment_softmax(x, ptr)
+    segment = segment_ids(ptr, x.shape[0])
+    exponent = (x - segment_reduce(x, ptr, reduce="max")[segment]).exp()
+    return (exponent / segment_reduce(exponent, ptr)[segment]).contiguous()

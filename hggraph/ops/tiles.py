@@ -1,0 +1,275 @@
+"""Tiles of pixels with the regions they may touch: all-pairs products stay small and dense inside each tile.
+
+With ``candidates=T`` a pixel considers only its T nearest centres. Neighbouring pixels share most of them, so an
+image is cut into square tiles, each with the list of regions that any of its pixels considers; every operator
+then runs on tiles as on small images, and results of a region are merged over its tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hggraph.ops.segment import csr_pointer, segment_ids, segment_reduce
+
+__all__ = ["CandidateTiles", "Chunk"]
+
+_PAIRS = 1 << 21  # pixel-region pairs handled at once: 8 MiB of float32, about the size of a cache
+_BLOCK = 32  # tiles per side of a block that shares one first selection of regions
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tiles with lists of similar length, padded to one tensor.
+
+    Attributes:
+        tiles: Number of each tile, shape ``(n,)``.
+        regions: Flat region numbers ``b * R + r`` of each tile in ascending order, shape ``(n, U)``; the padding
+            is ``B * R``.
+        column: For each pixel the positions of its candidates in `regions`, shape ``(n, T, G * G)``, int16.
+        nearest: Position of the nearest centre, shape ``(n, 1, G * G)``, int16.
+    """
+
+    tiles: Tensor
+    regions: Tensor
+    column: Tensor
+    nearest: Tensor
+
+
+@dataclass(frozen=True)
+class CandidateTiles:
+    """The T spatially nearest centres of every pixel, arranged in tiles of G x G pixels.
+
+    Attributes:
+        size: Height and width of the images, in pixels.
+        batch_size: Number of images B.
+        num_regions: Regions per image R.
+        num_candidates: Candidates per pixel T.
+        side: Side G of a tile, in pixels.
+        reach: The lists also cover the candidates of pixels this far outside the tile.
+        centers: Flat pixel index of each centre, shape ``(B, R)``.
+        chunks: The tiles, sorted by the length of their lists.
+    """
+
+    size: tuple[int, int]
+    batch_size: int
+    num_regions: int
+    num_candidates: int
+    side: int
+    reach: int
+    centers: Tensor
+    chunks: tuple[Chunk, ...] = field(repr=False)
+
+    @classmethod
+    def build(cls, centers: Tensor, size: tuple[int, int], num_candidates: int, *, reach: int = 1) -> CandidateTiles:
+        """Find the T nearest centres of every pixel; of equally distant ones the lower region number counts.
+
+        Args:
+            centers: Flat pixel index of each centre, shape ``(B, R)``, long.
+            size: Height and width, in pixels.
+            num_candidates: T, at least 1; at most R are used.
+            reach: How far outside a tile its list must be complete, in pixels.
+
+        Returns:
+            The tiles. O(P T) time and memory for P pixels; centres may crowd anywhere.
+        """
+        batch, regions = centers.shape
+        num_candidates = min(num_candidates, regions)
+        spacing = math.sqrt(size[0] * size[1] / regions)
+        side = min(32, max(4, 1 << math.floor(math.log2(max(spacing / 2, 1)))))
+        rows, columns = -(-size[0] // side), -(-size[1] // side)
+        counts, lists = [], []
+        for image in range(batch):
+            yx = torch.stack([centers[image] // size[1], centers[image] % size[1]])
+            order, count, flat = _region_lists(yx, size, side, (rows, columns), num_candidates, reach)
+            # blocks come in their own order; tiles are numbered row by row
+            rank = torch.argsort(order)
+            start = count.cumsum(0) - count
+            count = count[rank]
+            entry = start[rank].repeat_interleave(count) + _within(count)
+            counts.append(count)
+            lists.append(flat[entry] + image * regions)
+        count, flat = torch.cat(counts), torch.cat(lists)
+        partial = cls(size, batch, regions, num_candidates, side, reach, centers, ())
+        return cls(
+            size, batch, regions, num_candidates, side, reach, centers, tuple(partial._chunks(count, flat))
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles per image."""
+        return -(-self.size[0] // self.side), -(-self.size[1] // self.side)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all images."""
+        return self.batch_size * self.grid[0] * self.grid[1]
+
+    def split(self, x: Tensor, halo: int = 0, fill: float = 0) -> Tensor:
+        """Cut maps ``(B, C, H, W)`` into tiles ``(num_tiles, C, (G + 2 halo)^2)``; outside the image is `fill`."""
+        (rows, columns), side = self.grid, self.side
+        bottom, right = rows * side - self.size[0], columns * side - self.size[1]
+        if halo or bottom or right:
+            x = F.pad(x, (halo, right + halo, halo, bottom + halo), value=fill)
+        if halo:
+            x = x.unfold(2, side + 2 * halo, side).unfold(3, side + 2 * halo, side)  # (B, C, rows, columns, g, g)
+        else:
+            x = x.unflatten(2, (rows, side)).unflatten(4, (columns, side)).transpose(3, 4)
+        return x.permute(0, 2, 3, 1, 4, 5).reshape(self.num_tiles, x.shape[1], -1)
+
+    def merge(self, tiles: Tensor) -> Tensor:
+        """Put tiles ``(num_tiles, C, G^2)`` together to maps ``(B, C, H, W)``, the inverse of `split`."""
+        (rows, columns), side = self.grid, self.side
+        x = tiles.view(self.batch_size, rows, columns, -1, side, side).permute(0, 3, 1, 4, 2, 5)
+        return x.reshape(self.batch_size, -1, rows * side, columns * side)[..., : self.size[0], : self.size[1]]
+
+    def excluded(self, chunk: Chunk) -> Tensor:
+        """Return the pairs of a chunk that are no candidates, shape ``(n, U, G^2)``, boolean."""
+        shape = (*chunk.regions.shape, chunk.column.shape[2])
+        excluded = torch.ones(shape, dtype=torch.bool, device=chunk.column.device)
+        return excluded.scatter_(1, chunk.column.long(), False) | self.outside(chunk)
+
+    def outside(self, chunk: Chunk) -> Tensor:
+        """Return which pixels of a chunk's tiles lie outside the image, shape ``(n, 1, G^2)``, boolean."""
+        within = chunk.tiles % (self.grid[0] * self.grid[1])
+        step = torch.arange(self.side, device=chunk.tiles.device)
+        y = (within // self.grid[1] * self.side)[:, None] + step
+        x = (within % self.grid[1] * self.side)[:, None] + step
+        return ((y >= self.size[0])[:, :, None] | (x >= self.size[1])[:, None, :]).flatten(1).unsqueeze(1)
+
+    def expand(self, chunk: Chunk, weight: Tensor) -> Tensor:
+        """Spread candidates' weights ``(n, T, G^2)`` over a chunk's regions: ``(n, U, G^2)``."""
+        shape = (*chunk.regions.shape, weight.shape[2])
+        return weight.new_zeros(shape).scatter(1, chunk.column.long(), weight)
+
+    def gather_regions(self, chunk: Chunk, z: Tensor) -> Tensor:
+        """Return the region features ``(B, R, C)`` of a chunk's lists, ``(n, U, C)``; padding is 0."""
+        flat = F.pad(z.flatten(0, 1), (0, 0, 0, 1))
+        return flat[chunk.regions]
+
+    def reduce(self, parts: list[Tensor], reduce: str = "sum") -> Tensor:
+        """Reduce values per tile and region, one ``(n, U, C)`` for each chunk, to regions ``(B, R, C)``."""
+        order, ptr = self._merge_order()
+        values = torch.cat([part.flatten(0, 1) for part in parts])
+        return segment_reduce(values, ptr, order, reduce=reduce).unflatten(0, (self.batch_size, self.num_regions))
+
+    def _merge_order(self) -> tuple[Tensor, Tensor]:
+        cached = self.__dict__.get("_order")
+        if cached is None:
+            ids = torch.cat([chunk.regions.flatten() for chunk in self.chunks])
+            total = self.batch_size * self.num_regions
+            ids, order = torch.sort(ids, stable=True)
+            ptr = csr_pointer(ids, total)  # the padding, numbered `total`, falls behind the last bound
+            cached = order[: int(ptr[-1])], ptr
+            self.__dict__["_order"] = cached
+        return cached
+
+    def index(self) -> Tensor:
+        """Return each pixel's candidate regions in its own image, shape ``(num_tiles, T, G^2)``, long."""
+        out = torch.empty(
+            (self.num_tiles, self.num_candidates, self.side**2), dtype=torch.long, device=self.centers.device
+        )
+        for chunk in self.chunks:
+            column = chunk.column.long()
+            regions = chunk.regions[:, :, None].expand(-1, -1, column.shape[2])
+            out[chunk.tiles] = regions.gather(1, column) % self.num_regions
+        return out
+
+    def _chunks(self, count: Tensor, flat: Tensor) -> Iterator[Chunk]:
+        """Group tiles of similar list length and find the T nearest of each pixel."""
+        order = torch.argsort(count, stable=True)
+        start = count.cumsum(0) - count
+        lengths = count[order].tolist()
+        first = 0
+        while first < len(lengths):
+            last, pixels = first + 1, self.side**2
+            # grow while the padded chunk stays small and the padding within a quarter
+            while (
+                last < len(lengths)
+                and (last + 1 - first) * lengths[last] * pixels <= _PAIRS
+                and lengths[last] <= 1.25 * lengths[first] + 4
+            ):
+                last += 1
+            tiles = order[first:last]
+            longest = lengths[last - 1]
+            position = torch.arange(longest, device=flat.device)
+            inside = position < count[tiles][:, None]
+            entry = (start[tiles][:, None] + position).clamp(max=flat.shape[0] - 1)
+            regions = torch.where(inside, flat[entry], self.batch_size * self.num_regions)
+            yield Chunk(tiles, regions, *self._nearest(tiles, regions))
+            first = last
+
+    def _nearest(self, tiles: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return positions of the T nearest and of the nearest centre: ``(n, T, G^2)`` and ``(n, 1, G^2)``."""
+        width, side = self.size[1], self.side
+        pixel = F.pad(self.centers.flatten(), (0, 1))[regions]  # (n, U)
+        within = tiles % (self.grid[0] * self.grid[1])
+        step = torch.arange(side, device=tiles.device)
+        y = (within // self.grid[1] * side)[:, None] + step - 0  # (n, G)
+        x = (within % self.grid[1] * side)[:, None] + step
+        dy = (y[:, :, None] - (pixel // width)[:, None, :]).square()  # (n, G, U)
+        dx = (x[:, :, None] - (pixel % width)[:, None, :]).square()
+        length = regions.shape[1]
+        # one whole number orders by distance, then by region
+        limit = int(dy.max() + dx.max() + 1) * length
+        dtype = torch.int32 if limit < 2**30 else torch.int64
+        rank = torch.arange(length, device=tiles.device)
+        padding = regions == self.batch_size * self.num_regions
+        dx = dx * length + rank + torch.where(padding, limit, 0)[:, None, :]
+        key = (dy * length).to(dtype)[:, :, None, :] + dx.to(dtype)[:, None, :, :]
+        key = key.flatten(1, 2)  # (n, G^2, U)
+        if length == self.num_candidates:
+            column = rank.expand(*key.shape[:2], length)
+        else:
+            column = key.topk(self.num_candidates, dim=2, largest=False, sorted=False).indices
+        nearest = key.argmin(2, keepdim=True)
+        return tuple(value.transpose(1, 2).to(torch.int16).contiguous() for value in (column, nearest))  # type: ignore
+
+
+def _within(count: Tensor) -> Tensor:
+    """Return 0, 1, ..., count - 1 for each count, one after the other."""
+    total = int(count.sum())
+    start = count.cumsum(0) - count
+    return torch.arange(total, device=count.device) - start.repeat_interleave(count, output_size=total)
+
+
+def _region_lists(
+    yx: Tensor, size: tuple[int, int], side: int, grid: tuple[int, int], num_candidates: int, reach: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tile numbers, lengths of their lists and the lists one after the other, block by block."""
+    tiles, counts, lists = [], [], []
+    for top in range(0, grid[0], _BLOCK):
+        for left in range(0, grid[1], _BLOCK):
+            row = torch.arange(top, min(top + _BLOCK, grid[0]), device=yx.device)
+            column = torch.arange(left, min(left + _BLOCK, grid[1]), device=yx.device)
+            y, x = (edge.flatten() for edge in torch.meshgrid(row, column, indexing="ij"))
+            low = torch.stack([y, x]) * side - reach
+            high = torch.stack([y, x]) * side + side - 1 + reach
+            bounds = torch.tensor(size, device=yx.device)[:, None] - 1
+            low, high = low.clamp(min=0), torch.minimum(high, bounds)
+            block = _needed(yx, low.amin(1, keepdim=True), high.amax(1, keepdim=True), num_candidates)
+            near = block[0].nonzero().squeeze(1)
+            needed = _needed(yx[:, near], low, high, num_candidates)
+            tiles.append(y * grid[1] + x)
+            counts.append(needed.sum(1))
+            lists.append(near[needed.nonzero()[:, 1]])
+    return torch.cat(tiles), torch.cat(counts), torch.cat(lists)
+
+
+def _needed(yx: Tensor, low: Tensor, high: Tensor, num_candidates: int) -> Tensor:
+    """Mark the centres that can be among the T nearest of some pixel of each box, shape ``(boxes, R)``.
+
+    T centres lie within the T-th smallest of the farthest distances of a box; a centre whose nearest distance is
+    larger is never needed.
+    """
+    below, above = low[:, :, None] - yx[:, None, :], yx[:, None, :] - high[:, :, None]  # (2, boxes, R)
+    nearest = torch.maximum(below, above).clamp(min=0).square().sum(0)
+    farthest = torch.maximum((yx[:, None, :] - low[:, :, None]).abs(), (yx[:, None, :] - high[:, :, None]).abs())
+    farthest = farthest.square().sum(0)
+    limit = farthest.topk(num_candidates, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
+    return nearest <= limit

@@ -1,0 +1,113 @@
+"""Unpool, concatenate, 1x1 convolution as ``X Wa + S (Z Wb) + b``: multiply on regions first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hggraph.ops._library import kernel, operator
+from hggraph.ops.region_pool import check_assignment
+
+__all__ = ["unpool_conv1x1"]
+
+
+def unpool_conv1x1(
+    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Compute ``conv1x1(concat(x, unpool(z)))`` as ``X Wa + S (Z Wb) + b`` (HG-Conv Sec. 4.4, HG-ResNet).
+
+    Exact, as unpooling and the 1x1 convolution are both linear; with R regions much fewer than P pixels the
+    second term costs almost nothing, and the concatenation is never made.
+
+    Args:
+        x: Pixel features, shape ``(B, C, P)``, floating point. Channels_last strides are kept in the result.
+        z: Region features, shape ``(B, R, D)``.
+        assignment: Row-normalised weights S, shape ``(B, R, P)``.
+        weight: Weight of the 1x1 convolution without its spatial axes, shape ``(O, C + D)``.
+        bias: Shape ``(O,)`` or None.
+
+    Returns:
+        Shape ``(B, O, P)``, dtype of `x`. Differentiable in all five.
+
+    Raises:
+        ValueError: if shapes disagree.
+
+    Note:
+        O(B P O (C + R) + B R D O) instead of O(B P O (C + D)). Deterministic.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1)
+        >>> unpool_conv1x1(3 * one, 5 * one, one, torch.tensor([[1.0, 10.0]]))
+        tensor([[[53.]]])
+    """
+    check_assignment("x", x, assignment)
+    if z.dim() != 3 or z.shape[:2] != assignment.shape[:2]:
+        raise ValueError(f"`z` must have shape (B, R, D) = {(*assignment.shape[:2], 'D')}, got {tuple(z.shape)}.")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[1] + z.shape[2]:
+        raise ValueError(f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}.")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, z, weight, bias = (None if t is None else t.to(dtype) for t in (x, z, weight, bias))
+    return torch.ops.hggraph.unpool_conv1x1(x, z, assignment, weight, bias)
+
+
+def unpool_conv1x1_reference(
+    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Return the convolution of the concatenation, as the paper draws it."""
+    both = torch.cat([x, torch.einsum("brp,brd->bdp", assignment, z)], 1)
+    return torch.nn.functional.conv1d(both, weight.unsqueeze(-1), bias)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1 and x.shape[1] > 1 and x.stride(2) != 1
+
+
+def _fake(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Any) -> Tensor:
+    if _is_channels_last(x):
+        return x.new_empty(x.shape[0], x.shape[2], weight.shape[0]).transpose(1, 2)
+    return x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, z, assignment, weight, bias = ctx.saved_tensors
+    on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
+    dtype = assignment.dtype
+    grad_product = torch.bmm(assignment, grad.to(dtype).transpose(1, 2)).to(z.dtype)  # (B, R, O)
+    grad_x = torch.matmul(on_pixels.t(), grad)
+    grad_z = torch.matmul(grad_product, on_regions)
+    grad_assignment = torch.bmm(torch.matmul(z, on_regions.t()).to(dtype), grad.to(dtype))
+    grad_pixels = torch.bmm(grad, x.transpose(1, 2)).sum(0)
+    grad_regions = torch.bmm(grad_product.transpose(1, 2), z).sum(0)
+    grad_bias = None if bias is None else grad.sum((0, 2))
+    return grad_x, grad_z, grad_assignment, torch.cat([grad_pixels, grad_regions], 1), grad_bias
+
+
+@operator(
+    "unpool_conv1x1",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    flops=lambda x, z, assignment, weight, bias, **_: (
+        2 * x[0] * weight[0] * (x[2] * (x[1] + z[1]) + z[1] * z[2])
+    ),
+)
+def _unpool_conv1x1(
+    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    if (triton := kernel("unpool_conv1x1", x)) is not None:
+        return triton.unpool_conv1x1(x, z, assignment, weight, bias)
+    on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
+    product = torch.matmul(z, on_regions.t())  # (B, R, O)
+    assignment = assignment.to(x.dtype)
+    if _is_channels_last(x):
+        out = torch.nn.functional.linear(x.transpose(1, 2), on_pixels, bias)  # (B, P, O)
+        return out.baddbmm_(assignment.transpose(1, 2), product).transpose(1, 2)
+    out = torch.nn.functional.conv1d(x, on_pixels.unsqueeze(-1), bias)
+    return out.baddbmm_(product.transpose(1, 2), assignment)
