@@ -11,6 +11,7 @@ from hggraph.cluster.importance import active_focus, check_attention, importance
 from hggraph.cluster.sampling import check_num_regions, check_sampling, sample_with_noise
 from hggraph.cluster.soft_slic import soft_slic
 from hggraph.graph import Assignment
+from hggraph.ops._distance import squared_norm
 
 __all__ = ["SoftSLIC"]
 
@@ -183,8 +184,8 @@ def spread_scale(x: Tensor) -> Tensor:
         >>> spread_scale(torch.tensor([[[[-1.0, 1.0]]]]))
         tensor([3.])
     """
-    variance = x.var((2, 3), correction=0).sum(1)
+    power = squared_norm(x.flatten(2)).double().mean(1)
+    variance = power - x.mean((2, 3)).double().square().sum(1)
     # a spread of rounding errors only must not be blown up
-    floor = torch.finfo(x.dtype).eps * x.square().mean((2, 3)).sum(1) + torch.finfo(x.dtype).tiny
-    usable = variance > floor
-    return torch.where(usable, (SPREAD / torch.where(usable, variance, 1)).sqrt(), 1)
+    usable = variance > 16 * torch.finfo(x.dtype).eps * power
+    return torch.where(usable, (SPREAD / torch.where(usable, variance, 1)).sqrt(), 1).to(x.dtype)

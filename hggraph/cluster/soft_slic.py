@@ -10,6 +10,7 @@ from hggraph._check import check_features, check_ndim, check_positive, check_ran
 from hggraph.cluster.sampling import check_num_regions
 from hggraph.graph import Assignment
 from hggraph.graph.assignment import MAX_PAIRS
+from hggraph.ops.segment import csr_pointer
 from hggraph.ops.tiles import CandidateTiles
 
 __all__ = ["soft_slic"]
@@ -88,11 +89,19 @@ def nearest_centers(centers: Tensor, size: tuple[int, int]) -> Tensor:
     return (dy + dx).flatten(2).argmin(1)
 
 
+def _label_means(pixels: Tensor, label: Tensor, num_regions: int) -> Tensor:
+    """Return the means of the pixels ``(B, C, P)`` of each label ``(B, P)``, shape ``(B, R, C)``."""
+    batch = label.shape[0]
+    label = (label + torch.arange(batch, device=label.device)[:, None] * num_regions).flatten()
+    label, order = torch.sort(label, stable=True)
+    rows = pixels.transpose(1, 2).flatten(0, 1)  # a view for channels_last
+    means = ops.segment_reduce(rows, csr_pointer(label, batch * num_regions), order, reduce="mean")
+    return means.unflatten(0, (batch, num_regions))
+
+
 def _all_pairs(x: Tensor, seeds: Tensor, iterations: int, threshold: float) -> Assignment:
     size, pixels = (x.shape[2], x.shape[3]), x.flatten(2)
-    label = nearest_centers(seeds, size)
-    hard = pixels.new_zeros(x.shape[0], seeds.shape[1], pixels.shape[2]).scatter_(1, label[:, None], 1)
-    centers = ops.region_pool(pixels, hard)
+    centers = _label_means(pixels, nearest_centers(seeds, size), seeds.shape[1])
     for _ in range(iterations - 1):
         centers = ops.centre_update(pixels, centers)[0]
     weight = ops.soft_assign(pixels, centers, threshold=threshold)

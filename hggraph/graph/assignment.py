@@ -169,7 +169,7 @@ class Assignment:
             bias: Shape ``(O,)`` or None.
 
         Returns:
-            Shape ``(B, O, H, W)``; channels_last when `x` is.
+            Shape ``(B, O, H, W)``, channels_last for a dense assignment.
         """
         self._check_map(x)
         self._check_regions(z)

@@ -1,4 +1,4 @@
-"""Gaussian-mixture convolution: an edge takes part in every matrix, weighted by learned Gaussians."""
+"""Gaussian-mixture convolution: an edge uses every matrix, weighted by learned Gaussians."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ EPSILON = 1e-15  # least variance, PyG's
 
 
 class GMMConv(nn.Module):
-    r"""Convolve with a mixture of K learned Gaussians over the edges' pseudo-coordinates (MoNet, Eq. 9 to 11).
+    r"""Convolve with K learned Gaussians over the edges' pseudo-coordinates (MoNet).
 
     .. math::
-        \mathbf{x}^{\prime}_i = \mathbf{\Theta} \mathbf{x}_i + \mathbf{b} + \frac{1}{|\mathcal{N}(i)|}
-        \sum_{j \in \mathcal{N}(i)} \sum_{k=1}^K \exp \left( -\frac{1}{2} \sum_d
-        \frac{(e_{ijd} - \mu_{kd})^2}{\sigma_{kd}^2} \right) \mathbf{x}_j \mathbf{G}_k
+        \mathbf{x}^{\prime}_i = \mathbf{\Theta} \mathbf{x}_i + \mathbf{b}
+        + \frac{1}{|\mathcal{N}(i)|} \sum_{j \in \mathcal{N}(i)} \sum_{k=1}^K \exp \left(
+        -\frac{1}{2} \sum_d \frac{(e_{ijd} - \mu_{kd})^2}{\sigma_{kd}^2} \right)
+        \mathbf{x}_j \mathbf{G}_k
 
-    The typed aggregation with soft types: an edge belongs to all K types, with the Gaussians as weights. Monti et
-    al., "Geometric Deep Learning on Graphs and Manifolds using Mixture Model CNNs",
-    https://arxiv.org/abs/1611.08402. Same ``state_dict``, call and result as ``torch_geometric.nn.GMMConv``, whose
-    (E, K, O) tensor of messages is not made (and which, like this layer, has no factor 1 / K).
+    The typed aggregation with soft types: an edge belongs to all K types at once, weighted by the
+    Gaussians. From Monti et al., "Geometric Deep Learning on Graphs and Manifolds using Mixture
+    Model CNNs", https://arxiv.org/abs/1611.08402. Same ``state_dict``, call and result as
+    ``torch_geometric.nn.GMMConv``, whose docstring has a factor 1 / K that its code has not.
 
     Args:
         in_channels: Channels of `x`, or of sources and targets as a pair; at least 1.
         out_channels: Channels of the result, at least 1.
         dim: Number of pseudo-coordinates, at least 1.
         kernel_size: Number of Gaussians K, at least 1.
-        separate_gaussians: Must be False. A Gaussian for each pair of channels needs E K C O exponentials, which
-            no reordering saves.
+        separate_gaussians: Must be False. A Gaussian for each pair of channels takes E K C O
+            exponentials, and no order of summation saves them.
         aggr: ``"mean"`` over the neighbours or their sum, ``"add"``.
         root_weight: Add the target's own features times a matrix of their own.
         bias: Add a learned bias.
 
     Shapes:
-        - **x:** :math:`(|\mathcal{V}|, F_{in})`, or
-          :math:`((|\mathcal{V}_s|, F_s), (|\mathcal{V}_t|, F_t))` if bipartite, the second possibly None
+        - **x:** :math:`(|\mathcal{V}|, F_{in})`, or if bipartite
+          :math:`((|\mathcal{V}_s|, F_s), (|\mathcal{V}_t|, F_t))`, the second possibly None
         - **edge_index:** :math:`(2, |\mathcal{E}|)`, sources and targets, in any order
         - **edge_attr:** :math:`(|\mathcal{E}|, dim)`, usually displacements
         - **output:** :math:`(|\mathcal{V}|, F_{out})` or :math:`(|\mathcal{V}_t|, F_{out})`
 
     Raises:
-        ValueError: if a number is not as said; in a call also if a shape does not fit, `edge_attr` is missing or
-            an index is out of range.
+        ValueError: if a number is not as said; in a call also if a shape does not fit, `edge_attr`
+            is missing, or an index is out of range.
 
     Note:
-        O(E K C + N K C O) time, E K dim numbers of memory beside the aggregation's. A node without neighbours gets
-        root and bias alone. Deterministic.
+        O(E K C + N K C O) time; the largest tensor per edge is (E, K, dim), PyG's is (E, K, O). A
+        node without neighbours gets root and bias alone. Deterministic.
 
     Example:
         >>> conv = GMMConv(2, 4, dim=1, kernel_size=3)
@@ -79,8 +80,8 @@ class GMMConv(nn.Module):
         check_aggr(aggr, "GMMConv")
         if separate_gaussians:
             raise ValueError(
-                "`separate_gaussians` must be False, got True. One Gaussian for each pair of channels is no typed "
-                "aggregation; use torch_geometric.nn.GMMConv(..., separate_gaussians=True)."
+                "`separate_gaussians` must be False, got True. A Gaussian for each pair of channels "
+                "is no typed aggregation: use torch_geometric.nn.GMMConv for it."
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -116,7 +117,7 @@ class GMMConv(nn.Module):
         edge_attr: Tensor | None = None,
         size: tuple[int | None, int | None] | None = None,
     ) -> Tensor:
-        """Return the new features of the targets; arguments as under Shapes, `size` for targets without features."""
+        """Return the targets' new features; `size` counts sources and targets where `x` does not."""
         x_src, x_dst, num_targets = endpoints(
             x, edge_index, edge_attr, size, self._channels, self.dim
         )

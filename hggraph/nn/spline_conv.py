@@ -17,47 +17,51 @@ __all__ = ["SplineConv"]
 
 
 class SplineConv(nn.Module):
-    r"""Convolve with a continuous B-spline kernel over the edges' pseudo-coordinates (SplineCNN, Eq. 3 to 6).
+    r"""Convolve with a continuous B-spline kernel over the edges' pseudo-coordinates (SplineCNN).
 
     .. math::
-        \mathbf{x}^{\prime}_i = \mathbf{\Theta} \mathbf{x}_i + \mathbf{b} + \frac{1}{|\mathcal{N}(i)|}
-        \sum_{j \in \mathcal{N}(i)} \sum_k B_k(\mathbf{e}_{ij}) \, \mathbf{x}_j \mathbf{W}_k
+        \mathbf{x}^{\prime}_i = \mathbf{\Theta} \mathbf{x}_i + \mathbf{b}
+        + \frac{1}{|\mathcal{N}(i)|} \sum_{j \in \mathcal{N}(i)} \sum_k
+        B_k(\mathbf{e}_{ij}) \, \mathbf{x}_j \mathbf{W}_k
 
-    The typed aggregation with soft types: an edge belongs to (degree + 1) ** dim control points at once, with the
-    weights of their B-splines. Fey et al., "SplineCNN: Fast Geometric Deep Learning with Continuous B-Spline
-    Kernels", https://arxiv.org/abs/1711.08920. Same ``state_dict``, call and result as
-    ``torch_geometric.nn.SplineConv``; needs no compiled library.
+    The typed aggregation with soft types: an edge belongs to (degree + 1) ** dim control points k
+    at once, weighted by their B-splines, `hggraph.ops.spline_basis`. From Fey et al., "SplineCNN:
+    Fast Geometric Deep Learning with Continuous B-Spline Kernels",
+    https://arxiv.org/abs/1711.08920. Same ``state_dict``, call and result as
+    ``torch_geometric.nn.SplineConv``, and no compiled library is needed.
 
     Args:
         in_channels: Channels of `x`, or of sources and targets as a pair; at least 1.
         out_channels: Channels of the result, at least 1.
         dim: Number of pseudo-coordinates, at least 1.
-        kernel_size: Control points per dimension, one number or `dim`; at least `degree` where open, 1 where
-            closed.
-        is_open_spline: Whether each dimension is open, one value or `dim`; a closed one is periodic (angles).
+        kernel_size: Control points per dimension, one number or `dim`; at least `degree` where
+            open, at least 1 where closed.
+        is_open_spline: Whether a dimension is open, one value or `dim`; a closed one is periodic,
+            as angles are.
         degree: Degree of the B-splines, 1, 2 or 3.
         aggr: ``"mean"`` over the neighbours or their sum, ``"add"``.
         root_weight: Add the target's own features times a matrix of their own.
         bias: Add a learned bias.
 
     Shapes:
-        - **x:** :math:`(|\mathcal{V}|, F_{in})`, or
-          :math:`((|\mathcal{V}_s|, F_s), (|\mathcal{V}_t|, F_t))` if bipartite, the second possibly None
+        - **x:** :math:`(|\mathcal{V}|, F_{in})`, or if bipartite
+          :math:`((|\mathcal{V}_s|, F_s), (|\mathcal{V}_t|, F_t))`, the second possibly None
         - **edge_index:** :math:`(2, |\mathcal{E}|)`, sources and targets, in any order
         - **edge_attr:** :math:`(|\mathcal{E}|, dim)`, in [0, 1]
         - **output:** :math:`(|\mathcal{V}|, F_{out})` or :math:`(|\mathcal{V}_t|, F_{out})`
 
     Raises:
-        ValueError: if a number is not as said; in a call also if a shape does not fit, `edge_attr` is missing or
-            leaves [0, 1], or an index is out of range.
+        ValueError: if a number is not as said; in a call also if a shape does not fit, `edge_attr`
+            is missing or leaves [0, 1], or an index is out of range.
 
     Note:
-        With S = (degree + 1) ** dim: O(E S C + N K C O) time; the (E, K, C) and (E, O) tensors are not made. A node
-        without neighbours gets root and bias alone. Deterministic.
+        O(E S C + N K C O) time with S = (degree + 1) ** dim; neither an (E, K, C) nor an (E, O)
+        tensor is made. A node without neighbours gets root and bias alone. Deterministic.
 
     Example:
         >>> conv = SplineConv(2, 4, dim=2, kernel_size=3)
-        >>> edge_index, edge_attr = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0.0, 0.5], [1.0, 0.5]])
+        >>> edge_index = torch.tensor([[0, 1], [1, 0]])
+        >>> edge_attr = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
         >>> conv, conv(torch.rand(2, 2), edge_index, edge_attr).shape
         (SplineConv(2, 4, dim=2), torch.Size([2, 4]))
     """
@@ -85,7 +89,7 @@ class SplineConv(nn.Module):
             raise ValueError(f"`degree` must be one of {DEGREES}, got {degree!r}.")
         sizes = [kernel_size] * dim if isinstance(kernel_size, int) else list(kernel_size)
         is_open = (
-            [is_open_spline] * dim if isinstance(is_open_spline, bool) else list(is_open_spline)
+            [is_open_spline] * dim if isinstance(is_open_spline, int) else list(is_open_spline)
         )
         if len(sizes) != dim or len(is_open) != dim:
             raise ValueError(
@@ -129,7 +133,7 @@ class SplineConv(nn.Module):
         edge_attr: Tensor | None = None,
         size: tuple[int | None, int | None] | None = None,
     ) -> Tensor:
-        """Return the new features of the targets; arguments as under Shapes, `size` for targets without features."""
+        """Return the targets' new features; `size` counts sources and targets where `x` does not."""
         x_src, x_dst, num_targets = endpoints(
             x, edge_index, edge_attr, size, self._channels, self.dim
         )

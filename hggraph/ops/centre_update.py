@@ -36,7 +36,7 @@ def centre_update(
         in `x`, `centers` and `values`.
 
     Raises:
-        ValueError: if shapes disagree.
+        ValueError: if shapes disagree or there is no pixel.
 
     Note:
         O(B R P C) time. Backward recomputes the weights. Deterministic.
@@ -46,6 +46,8 @@ def centre_update(
         tensor([[[1.]]])
     """
     check_pair(x, centers, excluded)
+    if x.shape[2] == 0:
+        raise ValueError(f"`x` must have at least one pixel, got shape {tuple(x.shape)}.")
     if values is not None and (values.dim() != 3 or values.shape[::2] != x.shape[::2]):
         raise ValueError(f"`values` must have shape (B, D, P) like `x` {tuple(x.shape)}, got {tuple(values.shape)}.")
     return torch.ops.hggraph.centre_update(x, centers, excluded, values)

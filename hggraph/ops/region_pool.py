@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_ndim
+from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
 
 __all__ = ["check_assignment", "region_pool"]
@@ -62,7 +63,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _inverse_mass(assignment: Tensor) -> Tensor:
     mass = assignment.sum(2, keepdim=True)
-    return torch.where(mass > 0, mass, 1).reciprocal()
+    return torch.where(mass > 0, mass.reciprocal(), 0)  # 0 also keeps an empty region out of the gradients
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,5 +85,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 def _region_pool(x: Tensor, assignment: Tensor) -> Tensor:
     if (triton := kernel("region_pool", x)) is not None:
         return triton.region_pool(x, assignment)
-    out = torch.bmm(assignment.to(x.dtype), x.transpose(1, 2))
-    return out.mul_(_inverse_mass(assignment).to(x.dtype))
+    dtype = compute_dtype(x)  # the sum over a region may leave a half's range where the mean does not
+    out = torch.bmm(assignment.to(dtype), x.to(dtype).transpose(1, 2))
+    return out.mul_(_inverse_mass(assignment).to(dtype)).to(x.dtype)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hggraph._check import check_ndim
 from hggraph.ops._library import kernel, operator
-from hggraph.ops.region_pool import check_assignment
 
 __all__ = ["region_unpool"]
 
@@ -33,9 +33,10 @@ def region_unpool(z: Tensor, assignment: Tensor) -> Tensor:
         >>> region_unpool(torch.tensor([[[2.0], [8.0]]]), torch.tensor([[[1.0, 0.5], [0.0, 0.5]]]))
         tensor([[[2., 5.]]])
     """
-    check_assignment("z (transposed)", z.new_empty(()).expand(z.shape[0], 1, assignment.shape[-1]), assignment)
-    if z.dim() != 3 or z.shape[1] != assignment.shape[1]:
-        raise ValueError(f"`z` must have shape (B, R, C) with R = {assignment.shape[1]}, got {tuple(z.shape)}.")
+    check_ndim("z", z, 3, shape="(B, R, C)")
+    check_ndim("assignment", assignment, 3, shape="(B, R, P)")
+    if z.shape[:2] != assignment.shape[:2]:
+        raise ValueError(f"`z` must have shape (B, R, C) = {(*assignment.shape[:2], 'C')}, got {tuple(z.shape)}.")
     return torch.ops.hggraph.region_unpool(z, assignment)
 
 
