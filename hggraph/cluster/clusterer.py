@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,13 +13,12 @@ from hggraph.cluster.importance import active_focus, check_attention, importance
 from hggraph.cluster.sampling import check_num_regions, check_sampling, sample_with_noise
 from hggraph.cluster.soft_slic import soft_slic
 from hggraph.graph import Assignment
-from hggraph.ops._distance import squared_norm
+from hggraph.ops._distance import compute_dtype, squared_norm
 
 __all__ = ["SoftSLIC"]
 
 FEATURE_SCALES = ("auto", "none", "photo")
 SPREAD = 9.0  # mean squared distance of a pixel from the image's mean after the automatic scaling
-_SEED = 0  # of the noise used in eval()
 
 
 class SoftSLIC(nn.Module):
@@ -82,8 +83,11 @@ class SoftSLIC(nn.Module):
             raise ValueError(f"`downsample` must be at least 1 pixel per region, got {downsample}.")
         if num_regions is not None:
             check_positive("num_regions", num_regions)
-        if isinstance(feature_scale, str) and feature_scale not in FEATURE_SCALES:
-            raise ValueError(f"`feature_scale` must be a number or one of {FEATURE_SCALES}, got {feature_scale!r}.")
+        known = feature_scale in FEATURE_SCALES
+        if not known and (isinstance(feature_scale, str) or not 0 < feature_scale < math.inf):
+            raise ValueError(
+                f"`feature_scale` must be a number > 0 or one of {FEATURE_SCALES}, got {feature_scale!r}."
+            )
         check_positive("iterations", iterations)
         check_sampling(sampling, oversample, beta)
         self.downsample = downsample
@@ -99,7 +103,6 @@ class SoftSLIC(nn.Module):
         self.feature_scale = feature_scale
         self.projection = projection
         self.detach = detach
-        self._noise: dict[tuple[int, torch.device], Tensor] = {}
 
     def regions_for(self, size: tuple[int, int]) -> int:
         """Return the number of regions of an image of the given height and width (pixels)."""
@@ -135,7 +138,9 @@ class SoftSLIC(nn.Module):
         if self.detach:
             x = x.detach()
         if self.feature_scale == "photo":
-            return photo_features(x, self.regions_for((x.shape[2], x.shape[3]))), None
+            # a half's positions are not whole pixels any more beyond 256 (bfloat16) or 2048
+            photo = x.to(compute_dtype(x))
+            return photo_features(photo, self.regions_for((x.shape[2], x.shape[3]))), None
         features = x if self.projection is None else self.projection(x)
         if features.dtype != torch.float64:
             features = features.float()
@@ -161,11 +166,7 @@ class SoftSLIC(nn.Module):
         pixels = x.shape[2] * x.shape[3]
         if self.training:
             return torch.rand(x.shape[0], pixels, device=x.device)
-        key = (pixels, x.device)
-        if key not in self._noise:
-            generator = torch.Generator().manual_seed(_SEED)
-            self._noise = {key: torch.rand(1, pixels, generator=generator).to(x.device)}
-        return self._noise[key]
+        return fixed_noise(pixels, x.device)
 
     def extra_repr(self) -> str:
         """Show what sets the number of regions and the space of clustering."""
@@ -173,6 +174,21 @@ class SoftSLIC(nn.Module):
         return f"{regions}, iterations={self.iterations}, sampling={self.sampling!r}, " + (
             f"candidates={self.candidates}, feature_scale={self.feature_scale!r}"
         )
+
+
+def fixed_noise(pixels: int, device: torch.device | str | None = None) -> Tensor:
+    """Return noise in [0, 1), shape ``(1, pixels)``, the same every time and on every device.
+
+    A hash of the pixel's number: unlike a seeded generator it can be compiled and captured, and keeps no state.
+
+    Example:
+        >>> bool((fixed_noise(1000) < 0.5).float().mean().sub(0.5).abs() < 0.05)
+        True
+    """
+    state = torch.arange(1, pixels + 1, device=device)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x046CA68B), (16, 1)):
+        state = (state ^ (state >> shift)) * factor & 0x7FFFFFFF  # products stay within int64
+    return ((state >> 7).float() / 2**24)[None]
 
 
 def spread_scale(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_features, check_ndim
+from hggraph.ops._distance import compute_dtype
 
 __all__ = ["active_focus", "importance_map", "object_attention", "uncertainty_attention"]
 
@@ -54,10 +55,14 @@ def importance_map(x: Tensor, *, neighbors: int = 4) -> Tensor:
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the L2 distance over channels, piece by piece so that differences stay in the cache."""
-    pieces = [(p - q).square().sum(1) for p, q in zip(a.split(128, 1), b.split(128, 1), strict=True)]
+    dtype = compute_dtype(a)  # the square of a difference may leave a half's range where the distance does not
+    pieces = [
+        (p.to(dtype) - q.to(dtype)).square().sum(1)
+        for p, q in zip(a.split(128, 1), b.split(128, 1), strict=True)
+    ]
     square = sum(pieces[1:], pieces[0])
     # the gradient of a square root at 0 is infinite; that of equal neighbours is 0 here
-    return torch.where(square > 0, square, 1).sqrt() * (square > 0)
+    return (torch.where(square > 0, square, 1).sqrt() * (square > 0)).to(a.dtype)
 
 
 def object_attention(prob: Tensor, index: int) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import BaseTransform
 
-from hggraph._check import check_features
+from hggraph._check import check_features, check_finite
 from hggraph.cluster.clusterer import SoftSLIC
 from hggraph.graph import Assignment
+from hggraph.ops._distance import compute_dtype
 from hggraph.stencil import Stencil
 
 __all__ = ["ToRegionGraph", "region_graph"]
@@ -55,14 +56,17 @@ def region_graph(
         (8, torch.Size([8, 3]))
     """
     check_features("x", x)
+    if x.shape[0] == 0:
+        raise ValueError(f"`x` must have at least one image, got shape {tuple(x.shape)}.")
     if assignment is None:
         clusterer = _default_clusterer(x.shape[1]) if clusterer is None else clusterer
-        assignment = clusterer(x, attention)
+        assignment = clusterer(x) if attention is None else clusterer(x, attention)
     elif clusterer is not None or attention is not None:
         raise ValueError("`clusterer` and `attention` choose an assignment; leave them out when `assignment` is given.")
+    else:
+        check_finite("x", x)  # clustering looks at it otherwise
     stencil = Stencil.square(3) if stencil is None else stencil
-    nodes = assignment.pool(x)
-    pos = assignment.pool(_positions(x).expand(x.shape[0], -1, -1, -1))
+    nodes, pos = _pool_with_positions(assignment, x)
     area = assignment.area
     edge_index, edge_type, edge_weight = assignment.adjacency(stencil).to_edges()
 
@@ -147,10 +151,20 @@ def _default_clusterer(channels: int) -> SoftSLIC:
     return SoftSLIC().eval()
 
 
+def _pool_with_positions(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean features ``(B, R, C)`` and mean positions ``(B, R, 2)``, in one pass where that is exact."""
+    positions = _positions(x).expand(x.shape[0], -1, -1, -1)
+    known = assignment.known_centers is not None and x is assignment.known_centers[0]
+    if known or positions.dtype != x.dtype:
+        return assignment.pool(x), assignment.pool(positions)
+    nodes, pos = assignment.pool(torch.cat([x, positions], 1)).split([x.shape[1], 2], 2)
+    return nodes, pos
+
+
 def _positions(x: Tensor) -> Tensor:
-    """Return the map of (y, x), shape ``(1, 2, H, W)``, in pixels."""
-    y = torch.arange(x.shape[2], dtype=x.dtype, device=x.device)
-    column = torch.arange(x.shape[3], dtype=x.dtype, device=x.device)
+    """Return the map of (y, x), shape ``(1, 2, H, W)``, in pixels, not in a half, which rounds them."""
+    y = torch.arange(x.shape[2], dtype=compute_dtype(x), device=x.device)
+    column = torch.arange(x.shape[3], dtype=compute_dtype(x), device=x.device)
     return torch.stack(torch.meshgrid(y, column, indexing="ij"))[None]
 
 

@@ -114,31 +114,26 @@ def _with_candidates(
     size = (x.shape[2], x.shape[3])
     tiles = CandidateTiles.build(seeds, size, candidates)
     split = tiles.split(x)
+    centers = _nearest_means(tiles, split)
     # distances do not change when a tile's mean is subtracted, and lose no digits far from the origin
     mean = split.detach().mean(2, keepdim=True)
     split = split - mean
-    centers = _nearest_means(tiles, x)
     for _ in range(iterations - 1):
         centers = _merged_update(tiles, split, mean, centers)
     parts = []
     for chunk in tiles.chunks:
         local = tiles.gather_regions(chunk, centers) - mean[chunk.tiles].transpose(1, 2)
-        weight = ops.soft_assign(split[chunk.tiles], local, tiles.excluded(chunk), threshold=threshold)
-        weight = weight.gather(1, chunk.column.long())
-        parts.append(weight.masked_fill(tiles.outside(chunk), 0))
-    order = torch.argsort(torch.cat([chunk.tiles for chunk in tiles.chunks]))
-    weight = torch.cat(parts)[order]
+        parts.append(ops.soft_assign(split[chunk.tiles], local, chunk.column.long(), threshold=threshold))
+    weight = torch.cat(parts)[tiles.inverse_order()]
     return Assignment(weight, size, tiles=tiles, seeds=seeds, features=x, centers=centers)
 
 
-def _nearest_means(tiles: CandidateTiles, x: Tensor) -> Tensor:
+def _nearest_means(tiles: CandidateTiles, split: Tensor) -> Tensor:
     """Return the means of the pixels nearest to each seed, shape ``(B, R, C)``."""
-    split = tiles.split(x)
     sums, counts = [], []
     for chunk in tiles.chunks:
-        inside = (~tiles.outside(chunk)).to(x.dtype)
-        shape = (*chunk.regions.shape, inside.shape[2])
-        spread = x.new_zeros(shape).scatter_(1, chunk.nearest.long(), inside)
+        shape = (*chunk.regions.shape, split.shape[2])
+        spread = split.new_zeros(shape).scatter_(1, chunk.nearest.long(), 1)
         sums.append(torch.bmm(spread, split[chunk.tiles].transpose(1, 2)))
         counts.append(spread.sum(2, keepdim=True))
     return tiles.reduce(sums) / tiles.reduce(counts)
@@ -150,7 +145,7 @@ def _merged_update(tiles: CandidateTiles, split: Tensor, mean: Tensor, centers: 
     for chunk in tiles.chunks:
         shift = mean[chunk.tiles].transpose(1, 2)
         local = tiles.gather_regions(chunk, centers) - shift
-        part, log_sum = ops.centre_update(split[chunk.tiles], local, tiles.excluded(chunk))
+        part, log_sum = ops.centre_update(split[chunk.tiles], local, chunk.column.long())
         parts.append(part + shift)
         log_sums.append(log_sum[..., None])
     largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")

@@ -96,11 +96,21 @@ class RegionAdjacency:
         return edge_index, edge_type, by_target[image, target, edge_type, source]
 
     def normalized(self) -> Tensor:
-        """Return ``D_k^-1 A_k``, shape ``(B, K, R, R)``; a row without a neighbour stays 0. Computed once."""
-        if self._normalized is None:
+        """Return ``D_k^-1 A_k``, shape ``(B, K, R, R)``; a row without a neighbour stays 0.
+
+        Computed once, unless the weights are a parameter, which may change and be differentiated again.
+        """
+        kept = self._normalized
+        # what was computed without a graph does not serve where one is needed
+        if kept is None or (torch.is_grad_enabled() and self._requires_grad() and not kept.requires_grad):
             dense = self.to_dense()
-            self._normalized = dense / dense.sum(-1, keepdim=True).clamp(min=EPSILON)
-        return self._normalized
+            kept = dense / dense.sum(-1, keepdim=True).clamp(min=EPSILON)
+            self._normalized = None if dense.requires_grad and dense.is_leaf else kept
+        return kept
+
+    def _requires_grad(self) -> bool:
+        weight = self._dense if self._edges is None else self._edges[2]
+        return weight is not None and weight.requires_grad
 
     def __repr__(self) -> str:
         """Show sizes."""

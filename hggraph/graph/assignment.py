@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hggraph import ops
-from hggraph._check import check_ndim
+from hggraph._check import check_ndim, check_range
 from hggraph.graph.adjacency import RegionAdjacency
 from hggraph.graph.tile_ops import tile_adjacency, tile_pool, tile_unpool
 from hggraph.ops.tiles import CandidateTiles
@@ -61,6 +61,7 @@ class Assignment:
         self.features = features
         self.centers = centers
         self._weight = weight
+        self._area: Tensor | None = None
         # a map whose centres are known without another pass: (map, centres in its units)
         self.known_centers = (features, centers) if features is not None else None
 
@@ -71,11 +72,10 @@ class Assignment:
         Raises:
             ValueError: if a label is out of range.
         """
-        from hggraph._check import check_range
-
         check_ndim("labels", labels, 3, shape="(B, H, W)")
         check_range("labels", labels, num_regions)
-        weight = torch.zeros(labels.shape[0], num_regions, labels[0].numel(), device=labels.device)
+        pixels = labels.shape[1] * labels.shape[2]
+        weight = torch.zeros(labels.shape[0], num_regions, pixels, device=labels.device)
         return cls(weight.scatter_(1, labels.flatten(1)[:, None], 1), (labels.shape[1], labels.shape[2]))
 
     @property
@@ -90,22 +90,26 @@ class Assignment:
         """Regions of each pixel's candidates, shape ``(B, P, T)``, long; None when dense."""
         if self.tiles is None:
             return None
-        return self.tiles.merge(self.tiles.index()).flatten(2).transpose(1, 2)
+        return self.tiles.merge(self.tiles.index()).flatten(2).transpose(1, 2).long() % self.num_regions
 
     @property
     def labels(self) -> Tensor:
         """The strongest region of each pixel, shape ``(B, H, W)``, long."""
         strongest = self.weight.argmax(2, keepdim=True)
-        if self.index is not None:
-            strongest = self.index.gather(2, strongest)
+        index = self.index
+        if index is not None:
+            strongest = index.gather(2, strongest)
         return strongest.view(self.batch_size, *self.size)
 
     @property
     def area(self) -> Tensor:
         """The sum of the weights of each region, in pixels, shape ``(B, R)``."""
-        if self.tiles is None:
-            return self._weight.sum(2)
-        return tile_pool(self.tiles, self._weight, self._weight.new_zeros(self.batch_size, 1, *self.size))[1]
+        if self._area is None:
+            if self.tiles is None:
+                self._area = self._weight.sum(2)
+            else:
+                self._area = tile_pool(self.tiles, self._weight, self._weight.new_zeros(self.batch_size, 1, *self.size))[1]
+        return self._area
 
     def to_dense(self) -> Tensor:
         """Return S, shape ``(B, P, R)``.
@@ -136,11 +140,11 @@ class Assignment:
         """
         self._check_map(x)
         if self.tiles is None:
-            pooled, mass = ops.region_pool(x.flatten(2), self._weight), self._weight.sum(2)
+            pooled = ops.region_pool(x.flatten(2), self._weight)
         else:
-            total, mass = tile_pool(self.tiles, self._weight, x)
-            pooled = total / torch.where(mass > 0, mass, 1).to(x.dtype)[..., None]
-        return self._fill_empty(pooled, mass, x)
+            total, self._area = tile_pool(self.tiles, self._weight, x)
+            pooled = total / torch.where(self._area > 0, self._area, 1).to(x.dtype)[..., None]
+        return self._fill_empty(pooled, self.area, x)
 
     def unpool(self, z: Tensor) -> Tensor:
         """Copy region features to the pixels, row-normalised (HG-Conv Eq. 6).

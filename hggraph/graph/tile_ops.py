@@ -16,7 +16,7 @@ __all__ = ["tile_adjacency", "tile_pool", "tile_unpool"]
 def tile_pool(tiles: CandidateTiles, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return weighted sums ``(B, R, C)`` of maps ``(B, C, H, W)`` and the masses ``(B, R)`` of the regions.
 
-    `weight` holds the candidates' weights by tile, shape ``(num_tiles, T, G^2)``, 0 outside the image.
+    `weight` holds the candidates' weights by tile, shape ``(num_tiles, T, G^2)``.
     """
     split = tiles.split(x)
     sums, masses = [], []
@@ -33,8 +33,7 @@ def tile_unpool(tiles: CandidateTiles, weight: Tensor, z: Tensor) -> Tensor:
     for chunk in tiles.chunks:
         spread = tiles.expand(chunk, weight[chunk.tiles]).to(z.dtype)
         parts.append(torch.bmm(tiles.gather_regions(chunk, z).transpose(1, 2), spread))
-    order = torch.cat([chunk.tiles for chunk in tiles.chunks])
-    return tiles.merge(torch.cat(parts)[torch.argsort(order)])
+    return tiles.merge(torch.cat(parts)[tiles.inverse_order()])
 
 
 def tile_adjacency(
@@ -47,11 +46,11 @@ def tile_adjacency(
         return tile_adjacency(wider, weight, stencil, noise_cancel, max_direction)
     half = [k for k, other in enumerate(stencil.opposite) if k != stencil.center and (other is None or k < other)]
     total = tiles.batch_size * tiles.num_regions
-    weight_halo, region_halo = _halo(tiles, weight, reach)
+    index = tiles.index()
     keys, values = [], []
     for chunk in tiles.chunks:
-        spread = _spread_halo(chunk, weight_halo[chunk.tiles], region_halo[chunk.tiles], total)
-        raw = _products(spread, tiles.side, reach, [stencil.offsets[k] for k in half])  # (n, K/2, U, U)
+        target, source = _with_halo(tiles, chunk, weight, index, reach)
+        raw = _products(target, source, tiles.side, reach, [stencil.offsets[k] for k in half])  # (n, K/2, U, U)
         touching = (raw + raw.transpose(2, 3)).sum(1).triu(1)
         tile, i, j = touching.nonzero(as_tuple=True)  # regions ascend, so i < j holds for their numbers too
         keys.append(chunk.regions[tile, i] * total + chunk.regions[tile, j])
@@ -64,32 +63,47 @@ def tile_adjacency(
     return _clean_edges(low, high, strength.chunk(2, 1), half, stencil, total, noise_cancel, max_direction)
 
 
-def _halo(tiles: CandidateTiles, weight: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Return weights and flat region numbers of each tile's pixels and of those up to `reach` around it."""
-    image = torch.arange(tiles.batch_size, device=weight.device)[:, None, None, None]
-    region = tiles.merge(tiles.index()) + image * tiles.num_regions
-    total = tiles.batch_size * tiles.num_regions
-    return tiles.split(tiles.merge(weight), reach), tiles.split(region, reach, fill=total)
+def _with_halo(
+    tiles: CandidateTiles, chunk: Chunk, weight: Tensor, index: Tensor, reach: int
+) -> tuple[Tensor, Tensor]:
+    """Return a chunk's weights over its lists, shape ``(n, U, (G + 2 reach)^2)``: of its pixels, and with the halo."""
+    side, wide = tiles.side, tiles.side + 2 * reach
+    spread = tiles.expand(chunk, weight[chunk.tiles])
+    target = spread.new_zeros(*spread.shape[:2], wide, wide)
+    target[:, :-1, reach : reach + side, reach : reach + side] = spread[:, :-1].unflatten(2, (side, side))
+    target = target.flatten(2)
 
-
-def _spread_halo(chunk: Chunk, weight: Tensor, region: Tensor, total: int) -> Tensor:
-    """Spread weights over the tile's own list, shape ``(n, U, (G + 2 reach)^2)``."""
-    n, length = chunk.regions.shape
+    position = _ring(side, reach, weight.device)
+    image, top, left = tiles.origin(chunk.tiles)
+    y = top[:, None] + position // wide - reach  # (n, ring)
+    x = left[:, None] + position % wide - reach
+    inside = (y >= 0) & (y < tiles.size[0]) & (x >= 0) & (x < tiles.size[1])
+    y, x = torch.where(inside, y, 0), torch.where(inside, x, 0)
+    tile = (image[:, None] * tiles.grid[0] + y // side) * tiles.grid[1] + x // side
+    pixel = y % side * side + x % side
+    ring_weight = torch.where(inside[..., None], weight[tile, :, pixel], 0)  # (n, ring, T)
+    region = index[tile, :, pixel].long()
     column = torch.searchsorted(chunk.regions, region.flatten(1)).view_as(region)
-    # one more column takes what lies outside the image
-    spread = weight.new_zeros(n, length + 1, weight.shape[2]).scatter(1, column.clamp(max=length), weight)
-    return spread[:, :length]
+    entry = column * wide**2 + position[:, None]
+    # what lies outside the image adds 0, wherever
+    source = target.flatten(1).scatter_add(1, entry.flatten(1), ring_weight.flatten(1))
+    return target, source.view_as(target)
 
 
-def _products(spread: Tensor, side: int, reach: int, offsets: list[tuple[int, ...]]) -> Tensor:
-    """Return ``S^T Shift_k S`` inside each tile for targets in the tile and sources up to `reach` outside."""
-    grid = spread.unflatten(2, (side + 2 * reach, side + 2 * reach))
+def _ring(side: int, reach: int, device: torch.device) -> Tensor:
+    """Return the flat positions of the halo in a tile of ``side + 2 reach`` pixels a side."""
+    inner = torch.zeros(side + 2 * reach, side + 2 * reach, dtype=torch.bool, device=device)
+    inner[reach : reach + side, reach : reach + side] = True
+    return (~inner).flatten().nonzero().squeeze(1)
 
-    def window(dy: int, dx: int) -> Tensor:
-        return grid[:, :, reach + dy : reach + dy + side, reach + dx : reach + dx + side].flatten(2)
 
-    target = window(0, 0)
-    return torch.stack([torch.bmm(target, window(dy, dx).transpose(1, 2)) for dy, dx in offsets], 1)
+def _products(target: Tensor, source: Tensor, side: int, reach: int, offsets: list[tuple[int, ...]]) -> Tensor:
+    """Return ``S^T Shift_k S`` of each tile for targets in the tile and sources up to `reach` outside."""
+    wide = side + 2 * reach
+    start, length = reach * wide + reach, (side - 1) * wide + side
+    inner = target.narrow(2, start, length)
+    shifted = [source.narrow(2, start + dy * wide + dx, length) for dy, dx in offsets]
+    return torch.stack([torch.bmm(inner, view.transpose(1, 2)) for view in shifted], 1)
 
 
 def _clean_edges(

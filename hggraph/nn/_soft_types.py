@@ -1,4 +1,4 @@
-"""What SplineConv and GMMConv share: PyG's bipartite input, its checks, the mean over neighbours."""
+"""What SplineConv and GMMConv share: PyG's bipartite input, its checks, the mean of messages."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def endpoints(
 
     expected = (edge_index.shape[1], dim)
     if edge_attr is None:
-        raise ValueError(
-            f"`edge_attr` must hold pseudo-coordinates of shape (E, dim) = {expected}, got None."
-        )
+        raise ValueError(f"`edge_attr` must hold pseudo-coordinates of shape (E, dim) = {expected}, got None.")
     if not edge_attr.is_floating_point() or edge_attr.shape != expected:
         raise ValueError(
             f"`edge_attr` must be floating point of shape (E, dim) = {expected}, "
@@ -102,9 +100,7 @@ def soft_typed_aggregate(
         target = edge_index[1]
         count = torch.bincount(target, minlength=num_targets)  # edges, not edges times types
         edge_weight = edge_weight / count[target].unsqueeze(1)
-    return typed_aggregate(
-        x, weight, edge_index, edge_type, edge_weight, num_targets=num_targets, normalize=False
-    )
+    return typed_aggregate(x, weight, edge_index, edge_type, edge_weight, num_targets=num_targets, normalize=False)
 
 
 def _check_rows(name: str, x: Tensor, in_channels: int, num: int | None) -> None:

@@ -80,7 +80,7 @@ class GMMConv(nn.Module):
         check_aggr(aggr, "GMMConv")
         if separate_gaussians:
             raise ValueError(
-                "`separate_gaussians` must be False, got True. A Gaussian for each pair of channels "
+                "`separate_gaussians` must be False, got True. A Gaussian per pair of channels "
                 "is no typed aggregation: use torch_geometric.nn.GMMConv for it."
             )
         self.in_channels = in_channels
@@ -95,9 +95,7 @@ class GMMConv(nn.Module):
         self.sigma = nn.Parameter(torch.empty(kernel_size, dim))
         self.root: Linear | None = None
         if root_weight:
-            self.root = Linear(
-                self._channels[1], out_channels, bias=False, weight_initializer="glorot"
-            )
+            self.root = Linear(self._channels[1], out_channels, bias=False, weight_initializer="glorot")
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
@@ -117,26 +115,20 @@ class GMMConv(nn.Module):
         edge_attr: Tensor | None = None,
         size: tuple[int | None, int | None] | None = None,
     ) -> Tensor:
-        """Return the targets' new features; `size` counts sources and targets where `x` does not."""
-        x_src, x_dst, num_targets = endpoints(
-            x, edge_index, edge_attr, size, self._channels, self.dim
-        )
+        """Return the targets' new features; `size` tells their number where `x` does not."""
+        x_src, x_dst, num_targets = endpoints(x, edge_index, edge_attr, size, self._channels, self.dim)
         assert edge_attr is not None
         gaussian = self._gaussian(edge_attr)
         edge_type = torch.arange(self.kernel_size, device=gaussian.device).expand_as(gaussian)
         weight = self.g.view(-1, self.kernel_size, self.out_channels).transpose(0, 1).contiguous()
-        out = soft_typed_aggregate(
-            x_src, weight, edge_index, edge_type, gaussian, num_targets, self.aggr
-        )
+        out = soft_typed_aggregate(x_src, weight, edge_index, edge_type, gaussian, num_targets, self.aggr)
         if x_dst is not None and self.root is not None:
             out = out + self.root(x_dst)
         return out if self.bias is None else out + self.bias
 
     def _gaussian(self, edge_attr: Tensor) -> Tensor:
         """Return the weight of each edge in each Gaussian, (E, K), in float32 at least."""
-        dtype = torch.promote_types(
-            torch.float32, torch.promote_types(edge_attr.dtype, self.mu.dtype)
-        )
+        dtype = torch.promote_types(torch.float32, torch.promote_types(edge_attr.dtype, self.mu.dtype))
         mu, sigma = self.mu.to(dtype), self.sigma.to(dtype)
         distance = (edge_attr.to(dtype).unsqueeze(1) - mu).square() / (EPSILON + sigma.square())
         return torch.exp(-0.5 * distance.sum(-1))

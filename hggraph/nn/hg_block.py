@@ -36,7 +36,8 @@ class NodeBatchNorm(nn.BatchNorm1d):
         Raises:
             ValueError: for any other normalisation.
         """
-        if not isinstance(norm, nn.BatchNorm2d):
+        # a subclass may also activate, for example timm's BatchNormAct2d
+        if not isinstance(norm, nn.BatchNorm2d) or type(norm).forward is not nn.BatchNorm2d.forward:
             raise ValueError(f"Only BatchNorm2d can be carried over to nodes, got {type(norm).__name__}.")
         out = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         for reference in (norm.weight, norm.running_mean):
@@ -106,7 +107,8 @@ class HGBasicBlock(_HGBlock):
         out.bn2 = NodeBatchNorm.from_norm(block.bn2)
         out.act = _activation(block)
         out.downsample = _convert_downsample(block.downsample)
-        return out.train(block.training)
+        out.training = block.training  # its parts keep their own mode, frozen normalisation for example
+        return out
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn2(conv2(act(bn1(conv1(z)))))``."""
@@ -164,7 +166,8 @@ class HGBottleneck(_HGBlock):
         out.bn3 = NodeBatchNorm.from_norm(block.bn3)
         out.act = _activation(block)
         out.downsample = _convert_downsample(block.downsample)
-        return out.train(block.training)
+        out.training = block.training  # its parts keep their own mode, frozen normalisation for example
+        return out
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn3(conv3(act(bn2(conv2(act(bn1(conv1(z))))))))``."""
@@ -183,7 +186,8 @@ def check_block(block: nn.Module, parts: tuple[str, ...], name: str) -> None:
             f" (missing {missing or 'nothing'}, unexpected {surplus or 'nothing'})."
         )
     # timm's optional parts between the convolutions
-    extra = [part for part in ("se", "aa", "drop_block") if not _is_nothing(getattr(block, part, None))]
+    optional = ("se", "aa", "drop_block", "drop_path")
+    extra = [part for part in optional if not _is_nothing(getattr(block, part, None))]
     if extra:
         raise ValueError(f"`block` has parts that do not carry over to regions: {', '.join(extra)}.")
 
@@ -216,7 +220,7 @@ def _convert_downsample(downsample: nn.Module | None) -> nn.Module | None:
     if downsample is None or isinstance(downsample, nn.Identity):
         return None
     parts: list[nn.Module] = []
-    for part in downsample.children():
+    for part in downsample if isinstance(downsample, nn.Sequential) else [downsample]:
         if isinstance(part, nn.Conv2d):
             parts.append(_convert_1x1(part))
         elif isinstance(part, nn.BatchNorm2d):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 from hggraph import ops
+from hggraph._check import check_range
 from hggraph.ops.typed_aggregate import EPSILON
 from hggraph.stencil import Stencil
 
@@ -129,7 +130,7 @@ class HGConv(MessagePassing):
             edges = (edge_type == k).nonzero().squeeze(1)
             inputs, matrices = x_j[edges].chunk(self.groups, 1), weight.chunk(self.groups, 1)
             part = torch.cat([a @ w for a, w in zip(inputs, matrices, strict=True)], 1)
-            out = out.index_copy(0, edges, part)
+            out = out.index_copy(0, edges, part.to(out.dtype))  # autocast makes the product a half
         return coefficient[:, None] * out
 
     def _message_by_message(
@@ -141,6 +142,10 @@ class HGConv(MessagePassing):
         num_targets: int | None,
     ) -> Tensor:
         num_targets = x.shape[0] if num_targets is None else num_targets
+        check_range("edge_index[1]", edge_index[1], num_targets)
+        check_range(
+            "edge_type", edge_type, len(self.stencil), "Was the graph built with another stencil?"
+        )
         strength = x.new_ones(edge_type.shape[0]) if edge_weight is None else edge_weight.to(x.dtype)
         key = edge_index[1] * len(self.stencil) + edge_type
         degree = x.new_zeros(num_targets * len(self.stencil)).index_add(0, key, strength)
@@ -193,8 +198,9 @@ def reset_typed_parameters(layer: Any) -> None:
 
 def conv_stencil(conv: nn.Module) -> Stencil:
     """Return the stencil of a convolution, or raise if it is padded in another way."""
-    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or getattr(conv, "transposed", False):
-        raise ValueError(f"`conv` must be a Conv2d or Conv3d, got {type(conv).__name__}.")
+    plain = (nn.Conv2d.forward, nn.Conv3d.forward)  # a subclass may standardise its weights, for example
+    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or type(conv).forward not in plain:
+        raise ValueError(f"`conv` must be a plain Conv2d or Conv3d, got {type(conv).__name__}.")
     padding = tuple(d * (k // 2) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     given = conv.padding
     if given == "same" and all(k % 2 for k in conv.kernel_size):

@@ -88,9 +88,7 @@ class SplineConv(nn.Module):
         if degree not in DEGREES:
             raise ValueError(f"`degree` must be one of {DEGREES}, got {degree!r}.")
         sizes = [kernel_size] * dim if isinstance(kernel_size, int) else list(kernel_size)
-        is_open = (
-            [is_open_spline] * dim if isinstance(is_open_spline, int) else list(is_open_spline)
-        )
+        is_open = [is_open_spline] * dim if isinstance(is_open_spline, int) else list(is_open_spline)
         if len(sizes) != dim or len(is_open) != dim:
             raise ValueError(
                 f"`kernel_size` and `is_open_spline` must be one value or `dim` = {dim} values, "
@@ -111,9 +109,7 @@ class SplineConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.K, self._channels[0], out_channels))
         self.lin: Linear | None = None
         if root_weight:
-            self.lin = Linear(
-                self._channels[1], out_channels, bias=False, weight_initializer="uniform"
-            )
+            self.lin = Linear(self._channels[1], out_channels, bias=False, weight_initializer="uniform")
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
@@ -133,15 +129,11 @@ class SplineConv(nn.Module):
         edge_attr: Tensor | None = None,
         size: tuple[int | None, int | None] | None = None,
     ) -> Tensor:
-        """Return the targets' new features; `size` counts sources and targets where `x` does not."""
-        x_src, x_dst, num_targets = endpoints(
-            x, edge_index, edge_attr, size, self._channels, self.dim
-        )
+        """Return the targets' new features; `size` tells their number where `x` does not."""
+        x_src, x_dst, num_targets = endpoints(x, edge_index, edge_attr, size, self._channels, self.dim)
         assert edge_attr is not None
         basis, index = spline_basis(edge_attr, self.kernel_size, self.is_open_spline, self.degree)
-        out = soft_typed_aggregate(
-            x_src, self.weight, edge_index, index, basis, num_targets, self.aggr
-        )
+        out = soft_typed_aggregate(x_src, self.weight, edge_index, index, basis, num_targets, self.aggr)
         if x_dst is not None and self.lin is not None:
             out = out + self.lin(x_dst)
         return out if self.bias is None else out + self.bias

@@ -23,15 +23,11 @@ def squared_norm(x: Tensor) -> Tensor:
     return sum(pieces[1:], pieces[0])
 
 
-def negative_distance(x: Tensor, centers: Tensor, excluded: Tensor | None) -> Tensor:
-    """Return ``-||x_p - c_r||^2``, shape ``(B, R, P)``, for ``x (B, C, P)`` and ``centers (B, R, C)``.
-
-    Pairs marked in the boolean ``excluded (B, R, P)`` get `EXCLUDED`.
-    """
+def negative_distance(x: Tensor, centers: Tensor) -> Tensor:
+    """Return ``-||x_p - c_r||^2``, shape ``(B, R, P)``, for ``x (B, C, P)`` and ``centers (B, R, C)``."""
     # rounding can make the expanded square slightly positive, hence the clamp
     logits = torch.baddbmm(-centers.square().sum(-1, keepdim=True), centers, x, alpha=2)
-    logits.sub_(squared_norm(x).unsqueeze(1)).clamp_(max=0)
-    return logits if excluded is None else logits.masked_fill_(excluded, EXCLUDED)
+    return logits.sub_(squared_norm(x).unsqueeze(1)).clamp_(max=0)
 
 
 def negative_distance_backward(grad: Tensor, x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph.ops._distance import compute_dtype, negative_distance, negative_distance_backward
+from hggraph.ops._distance import EXCLUDED, compute_dtype, negative_distance, negative_distance_backward
 from hggraph.ops._library import kernel, operator
 from hggraph.ops.soft_assign import check_pair
 
@@ -15,7 +15,7 @@ __all__ = ["centre_update"]
 
 
 def centre_update(
-    x: Tensor, centers: Tensor, excluded: Tensor | None = None, values: Tensor | None = None
+    x: Tensor, centers: Tensor, candidates: Tensor | None = None, values: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Move each centre to the weighted mean of the pixels (HG-Conv, Algorithm 1, lines 5, 3 and 4 in one).
 
@@ -26,8 +26,8 @@ def centre_update(
     Args:
         x: Features, shape ``(B, C, P)``, floating point, P >= 1.
         centers: Centres, shape ``(B, R, C)``.
-        excluded: Pairs left out, shape ``(B, R, P)``, boolean; None excludes none. A centre whose pairs are all
-            excluded gets the plain mean and the log-sum -1e30.
+        candidates: The T centres that each pixel considers, shape ``(B, T, P)``, long in [0, R); None is all. A
+            centre that no pixel considers gets the plain mean and the log-sum -1e30.
         values: What is averaged, shape ``(B, D, P)``; `x` itself when None.
 
     Returns:
@@ -45,26 +45,35 @@ def centre_update(
         >>> centre_update(torch.tensor([[[0.0, 2.0, 90.0]]]), torch.tensor([[[1.0]]]))[0]
         tensor([[[1.]]])
     """
-    check_pair(x, centers, excluded)
+    check_pair(x, centers, candidates)
     if x.shape[2] == 0:
         raise ValueError(f"`x` must have at least one pixel, got shape {tuple(x.shape)}.")
     if values is not None and (values.dim() != 3 or values.shape[::2] != x.shape[::2]):
         raise ValueError(f"`values` must have shape (B, D, P) like `x` {tuple(x.shape)}, got {tuple(values.shape)}.")
-    return torch.ops.hggraph.centre_update(x, centers, excluded, values)
+    return torch.ops.hggraph.centre_update(x, centers, candidates, values)
 
 
 def centre_update_reference(
-    x: Tensor, centers: Tensor, excluded: Tensor | None, values: Tensor | None
+    x: Tensor, centers: Tensor, candidates: Tensor | None, values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return `centre_update` as the algorithm prints it: exponentials, column sums, weighted means."""
     weight = torch.exp(-(x[:, None] - centers[..., None]).square().sum(2))  # (B, R, P)
-    if excluded is not None:
-        weight = weight * ~excluded
+    if candidates is not None:
+        weight = weight * torch.zeros_like(weight).scatter(1, candidates, 1)
     column = weight.sum(2, keepdim=True)
     return (weight / column) @ (x if values is None else values).transpose(1, 2), column.squeeze(2).log()
 
 
-def _fake(x: Tensor, centers: Tensor, excluded: Any, values: Any) -> tuple[Tensor, Tensor]:
+def _logits(x: Tensor, centers: Tensor, candidates: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the logits ``(B, R, P)``, and which of them are constants as no pixel considers the pair."""
+    logits = negative_distance(x, centers)
+    if candidates is None:
+        return logits, None
+    excluded = torch.ones(logits.shape, dtype=torch.bool, device=x.device).scatter_(1, candidates, False)
+    return logits.masked_fill_(excluded, EXCLUDED), excluded
+
+
+def _fake(x: Tensor, centers: Tensor, candidates: Any, values: Any) -> tuple[Tensor, Tensor]:
     batch, regions = centers.shape[:2]
     dtype = compute_dtype(x)
     depth = (x if values is None else values).shape[1]
@@ -86,18 +95,18 @@ def _backward(ctx: Any, grad: Tensor, grad_log_sum: Tensor) -> tuple[Any, ...]:
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-    flops=lambda x, centers, excluded, values, **_: (
+    flops=lambda x, centers, candidates, values, **_: (
         2 * x[0] * x[2] * centers[1] * (x[1] + (x if values is None else values)[1])
     ),
 )
 def _centre_update(
-    x: Tensor, centers: Tensor, excluded: Tensor | None, values: Tensor | None
+    x: Tensor, centers: Tensor, candidates: Tensor | None, values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if (triton := kernel("centre_update", x)) is not None:
-        return triton.centre_update(x, centers, excluded, values)
+        return triton.centre_update(x, centers, candidates, values)
     dtype = compute_dtype(x)
     x = x.to(dtype)
-    logits = negative_distance(x, centers.to(dtype), excluded)
+    logits, _ = _logits(x, centers.to(dtype), candidates)
     weight = logits.softmax(-1)
     # log-sum from the largest pair, whose weight cannot underflow
     log_sum = logits.amax(-1) - weight.amax(-1).log()
@@ -109,7 +118,7 @@ def _backward_fake(
     grad_log_sum: Tensor,
     x: Tensor,
     centers: Tensor,
-    excluded: Any,
+    candidates: Any,
     values: Any,
     out: Tensor,
     log_sum: Tensor,
@@ -127,20 +136,21 @@ def _centre_update_backward(
     grad_log_sum: Tensor,
     x: Tensor,
     centers: Tensor,
-    excluded: Tensor | None,
+    candidates: Tensor | None,
     values: Tensor | None,
     out: Tensor,
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if (triton := kernel("centre_update", x)) is not None:
-        return triton.centre_update_backward(grad, grad_log_sum, x, centers, excluded, values, out, log_sum)
+        return triton.centre_update_backward(grad, grad_log_sum, x, centers, candidates, values, out, log_sum)
     dtype = out.dtype
     pixels, seeds = x.to(dtype), centers.to(dtype)
-    weight = negative_distance(pixels, seeds, excluded).softmax(-1)
+    logits, excluded = _logits(pixels, seeds, candidates)
+    weight = logits.softmax(-1)
     averaged = pixels if values is None else values.to(dtype)
     shift = grad_log_sum - (grad * out).sum(-1)  # (B, R)
     grad_logits = weight * torch.bmm(grad, averaged).add_(shift[..., None])
-    if excluded is not None:  # their logits are constants, also where nothing else is left
+    if excluded is not None:  # also where nothing else is left
         grad_logits.masked_fill_(excluded, 0)
     grad_x, grad_centers = negative_distance_backward(grad_logits, pixels, seeds)
     grad_values = torch.bmm(grad.transpose(1, 2), weight)

@@ -108,7 +108,7 @@ def opposite_pairs(offsets: Sequence[int]) -> list[tuple[int, int | None]]:
 
 def strongest_direction(weight: Tensor) -> Tensor:
     """Mark the largest of the directions in dimension 1; of those equal up to rounding the first."""
-    near = weight >= weight.amax(1, keepdim=True) * (1 - 64 * torch.finfo(weight.dtype).eps)
+    near = weight >= weight.amax(1, keepdim=True) * (1 - 1024 * torch.finfo(weight.dtype).eps)
     first = near.to(torch.uint8).argmax(1, keepdim=True)
     return torch.zeros_like(near).scatter_(1, first, True)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_ndim
-from hggraph.ops._distance import EXCLUDED, compute_dtype, negative_distance, negative_distance_backward
+from hggraph.ops._distance import compute_dtype, negative_distance, negative_distance_backward
 from hggraph.ops._library import kernel, operator
 
 __all__ = ["soft_assign"]
 
 
 def soft_assign(
-    x: Tensor, centers: Tensor, excluded: Tensor | None = None, *, threshold: float = 1e-3
+    x: Tensor, centers: Tensor, candidates: Tensor | None = None, *, threshold: float = 1e-3
 ) -> Tensor:
     """Assign each pixel softly to the centres near it in feature space (HG-Conv, Algorithm 1, lines 5 to 8).
 
@@ -26,12 +26,12 @@ def soft_assign(
     Args:
         x: Features, shape ``(B, C, P)``, floating point.
         centers: Centres, shape ``(B, R, C)``, R >= 1.
-        excluded: Pairs that must not be joined, shape ``(B, R, P)``, boolean; None excludes none.
+        candidates: The T centres that each pixel considers, shape ``(B, T, P)``, long in [0, R); None is all.
         threshold: Least weight before normalisation, in [0, 1).
 
     Returns:
-        Shape ``(B, R, P)``, float32 (float64 for float64 input); each pixel's weights sum to 1. Differentiable
-        in `x` and `centers`: the gradient is that of the entries kept.
+        Shape ``(B, R, P)``, with candidates ``(B, T, P)``, float32 (float64 for float64 input); each pixel's
+        weights sum to 1. Differentiable in `x` and `centers`: the gradient is that of the entries kept.
 
     Raises:
         ValueError: if shapes disagree or `threshold` is out of range.
@@ -45,17 +45,17 @@ def soft_assign(
         tensor([[[1., 1., 0.],
                  [0., 0., 1.]]])
     """
-    check_pair(x, centers, excluded)
+    check_pair(x, centers, candidates)
     if not 0 <= threshold < 1:
         raise ValueError(f"`threshold` must be in [0, 1), got {threshold}.")
-    return torch.ops.hggraph.soft_assign(x, centers, excluded, threshold)
+    return torch.ops.hggraph.soft_assign(x, centers, candidates, threshold)
 
 
-def soft_assign_reference(x: Tensor, centers: Tensor, excluded: Tensor | None, threshold: float) -> Tensor:
+def soft_assign_reference(x: Tensor, centers: Tensor, candidates: Tensor | None, threshold: float) -> Tensor:
     """Return `soft_assign` step by step as the algorithm prints it."""
     distance = (x[:, None] - centers[..., None]).square().sum(2)  # (B, R, P)
-    if excluded is not None:
-        distance = distance.masked_fill(excluded, -EXCLUDED)
+    if candidates is not None:
+        distance = distance.gather(1, candidates)
     weight = torch.exp(-distance)
     weight = weight * (weight > threshold)
     nearest = torch.zeros_like(weight).scatter(1, distance.argmin(1, keepdim=True), 1)
@@ -63,8 +63,8 @@ def soft_assign_reference(x: Tensor, centers: Tensor, excluded: Tensor | None, t
     return weight / weight.sum(1, keepdim=True)
 
 
-def check_pair(x: Tensor, centers: Tensor, excluded: Tensor | None) -> None:
-    """Raise unless pixels ``(B, C, P)``, centres ``(B, R, C)`` and exclusions ``(B, R, P)`` fit each other."""
+def check_pair(x: Tensor, centers: Tensor, candidates: Tensor | None) -> None:
+    """Raise unless pixels ``(B, C, P)``, centres ``(B, R, C)`` and candidates ``(B, T, P)`` fit each other."""
     check_ndim("x", x, 3, shape="(B, C, P)")
     check_ndim("centers", centers, 3, shape="(B, R, C)")
     if x.shape[0] != centers.shape[0] or x.shape[1] != centers.shape[2] or centers.shape[1] == 0:
@@ -72,17 +72,23 @@ def check_pair(x: Tensor, centers: Tensor, excluded: Tensor | None) -> None:
             f"`centers` must have shape (B, R, C) with B = {x.shape[0]}, C = {x.shape[1]}, R >= 1, "
             f"got {tuple(centers.shape)}."
         )
-    expected = (x.shape[0], centers.shape[1], x.shape[2])
-    if excluded is not None and (excluded.shape != expected or excluded.dtype != torch.bool):
-        raise ValueError(f"`excluded` must be boolean of shape {expected}, got {excluded.dtype} {excluded.shape}.")
+    if candidates is None:
+        return
+    check_ndim("candidates", candidates, 3, shape="(B, T, P)")
+    if candidates.shape[::2] != x.shape[::2] or candidates.shape[1] == 0 or candidates.dtype != torch.long:
+        raise ValueError(
+            f"`candidates` must be long of shape (B, T, P) with B = {x.shape[0]}, T >= 1, P = {x.shape[2]}, "
+            f"got {candidates.dtype} {tuple(candidates.shape)}."
+        )
 
 
-def _fake(x: Tensor, centers: Tensor, excluded: Any, threshold: float) -> Tensor:
-    return x.new_empty(x.shape[0], centers.shape[1], x.shape[2], dtype=compute_dtype(x))
+def _fake(x: Tensor, centers: Tensor, candidates: Any, threshold: float) -> Tensor:
+    entries = centers.shape[1] if candidates is None else candidates.shape[1]
+    return x.new_empty(x.shape[0], entries, x.shape[2], dtype=compute_dtype(x))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1], output)
+    ctx.save_for_backward(*inputs[:3], output)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -96,29 +102,35 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     backward=_backward,
     flops=lambda x, centers, *_, **__: 2 * x[0] * x[1] * x[2] * centers[1],
 )
-def _soft_assign(x: Tensor, centers: Tensor, excluded: Tensor | None, threshold: float) -> Tensor:
+def _soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshold: float) -> Tensor:
     if (triton := kernel("soft_assign", x)) is not None:
-        return triton.soft_assign(x, centers, excluded, threshold)
+        return triton.soft_assign(x, centers, candidates, threshold)
     dtype = compute_dtype(x)
-    logits = negative_distance(x.to(dtype), centers.to(dtype), excluded)
+    logits = negative_distance(x.to(dtype), centers.to(dtype))
+    if candidates is not None:
+        logits = logits.gather(1, candidates)
     best, nearest = logits.max(1, keepdim=True)
-    least = math.log(threshold) if threshold > 0 else EXCLUDED / 2
-    # exp relative to the nearest centre, and that centre always kept: the row-normalised rest is unchanged
-    weight = torch.where(logits > least, (logits - best).exp_(), 0).scatter_(1, nearest, 1)
+    least = math.log(threshold) if threshold > 0 else -math.inf
+    # relative to the nearest centre, and that centre always kept: the row-normalised rest is unchanged; dropped
+    # before the exponential, whose tiniest results are slow numbers
+    weight = torch.where(logits > least, logits - best, -math.inf).exp_().scatter_(1, nearest, 1)
     return weight.div_(weight.sum(1, keepdim=True))
 
 
 @operator(
     "soft_assign_backward",
-    fake=lambda grad, x, centers, weight: (x.new_empty(x.shape), centers.new_empty(centers.shape)),
+    fake=lambda grad, x, centers, *_: (x.new_empty(x.shape), centers.new_empty(centers.shape)),
 )
 def _soft_assign_backward(
-    grad: Tensor, x: Tensor, centers: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, centers: Tensor, candidates: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     if (triton := kernel("soft_assign", x)) is not None:
-        return triton.soft_assign_backward(grad, x, centers, weight)
+        return triton.soft_assign_backward(grad, x, centers, candidates, weight)
     # S is a softmax over the entries kept
     weighted = weight * grad
     grad_logits = weighted.sub_(weight * weighted.sum(1, keepdim=True))
+    if candidates is not None:
+        full = weight.new_zeros(x.shape[0], centers.shape[1], x.shape[2])
+        grad_logits = full.scatter_add_(1, candidates, grad_logits)
     grad_x, grad_centers = negative_distance_backward(grad_logits, x.to(weight.dtype), centers.to(weight.dtype))
     return grad_x.to(x.dtype), grad_centers.to(centers.dtype)

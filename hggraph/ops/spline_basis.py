@@ -33,7 +33,7 @@ def spline_basis(
     Args:
         pseudo: Pseudo-coordinates u, shape ``(E, D)``, floating point in [0, 1].
         kernel_size: Control points k per dimension, D whole numbers or one for all; at least
-            `degree` where open, at least 1 where closed.
+            `degree` where open (then the kernel is constant), at least 1 where closed.
         is_open_spline: Whether a dimension is open, D values or one for all; a closed one is
             periodic, so that 0 and 1 are the same point.
         degree: 1, 2 or 3.
@@ -76,7 +76,7 @@ def spline_basis_reference(
     """Return `spline_basis` edge by edge, with ``B_m`` as its sum of truncated powers."""
 
     def spline(u: Tensor) -> Tensor:
-        powers = [(u - r).clamp(min=0) ** degree for r in range(degree + 2)]
+        powers = [((u - r) * (u >= r)) ** degree for r in range(degree + 2)]
         terms = [(-1) ** r * comb(degree + 1, r) * power for r, power in enumerate(powers)]
         return torch.stack(terms).sum(0) / factorial(degree)
 
@@ -121,8 +121,7 @@ def _check(
     check_ndim("pseudo", pseudo, 2, shape="(E, D)")
     if not pseudo.is_floating_point() or pseudo.shape[1] == 0:
         raise ValueError(
-            "`pseudo` must be floating point of shape (E, D) with D >= 1, "
-            f"got {pseudo.dtype} {tuple(pseudo.shape)}."
+            f"`pseudo` must be floating point of shape (E, D) with D >= 1, got {pseudo.dtype} {tuple(pseudo.shape)}."
         )
     if degree not in DEGREES:
         raise ValueError(f"`degree` must be one of {DEGREES}, got {degree!r}.")

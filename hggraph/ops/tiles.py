@@ -19,7 +19,7 @@ from hggraph.ops.segment import csr_pointer, segment_ids, segment_reduce
 
 __all__ = ["CandidateTiles", "Chunk"]
 
-_PAIRS = 1 << 21  # pixel-region pairs handled at once: 8 MiB of float32, about the size of a cache
+_PAIRS = 1 << 19  # pixel-region pairs handled at once: 2 MiB of float32, so that temporaries stay in the cache
 _BLOCK = 32  # tiles per side of a block that shares one first selection of regions
 
 
@@ -29,9 +29,10 @@ class Chunk:
 
     Attributes:
         tiles: Number of each tile, shape ``(n,)``.
-        regions: Flat region numbers ``b * R + r`` of each tile in ascending order, shape ``(n, U)``; the padding
-            is ``B * R``.
+        regions: Flat region numbers ``b * R + r`` of each tile in ascending order, shape ``(n, U)``, padded with
+            ``B * R``; the last of each tile is padding.
         column: For each pixel the positions of its candidates in `regions`, shape ``(n, T, G * G)``, int16.
+            Pixels outside the image point to the last position, and so to no region.
         nearest: Position of the nearest centre, shape ``(n, 1, G * G)``, int16.
     """
 
@@ -85,7 +86,7 @@ class CandidateTiles:
         rows, columns = -(-size[0] // side), -(-size[1] // side)
         counts, lists = [], []
         for image in range(batch):
-            yx = torch.stack([centers[image] // size[1], centers[image] % size[1]])
+            yx = torch.stack([centers[image] // size[1], centers[image] % size[1]]).to(_whole(size))
             order, count, flat = _region_lists(yx, size, side, (rows, columns), num_candidates, reach)
             # blocks come in their own order; tiles are numbered row by row
             rank = torch.argsort(order)
@@ -128,22 +129,8 @@ class CandidateTiles:
         x = tiles.view(self.batch_size, rows, columns, -1, side, side).permute(0, 3, 1, 4, 2, 5)
         return x.reshape(self.batch_size, -1, rows * side, columns * side)[..., : self.size[0], : self.size[1]]
 
-    def excluded(self, chunk: Chunk) -> Tensor:
-        """Return the pairs of a chunk that are no candidates, shape ``(n, U, G^2)``, boolean."""
-        shape = (*chunk.regions.shape, chunk.column.shape[2])
-        excluded = torch.ones(shape, dtype=torch.bool, device=chunk.column.device)
-        return excluded.scatter_(1, chunk.column.long(), False) | self.outside(chunk)
-
-    def outside(self, chunk: Chunk) -> Tensor:
-        """Return which pixels of a chunk's tiles lie outside the image, shape ``(n, 1, G^2)``, boolean."""
-        within = chunk.tiles % (self.grid[0] * self.grid[1])
-        step = torch.arange(self.side, device=chunk.tiles.device)
-        y = (within // self.grid[1] * self.side)[:, None] + step
-        x = (within % self.grid[1] * self.side)[:, None] + step
-        return ((y >= self.size[0])[:, :, None] | (x >= self.size[1])[:, None, :]).flatten(1).unsqueeze(1)
-
     def expand(self, chunk: Chunk, weight: Tensor) -> Tensor:
-        """Spread candidates' weights ``(n, T, G^2)`` over a chunk's regions: ``(n, U, G^2)``."""
+        """Spread candidates' weights ``(n, T, G^2)`` over a chunk's regions: ``(n, U, G^2)``; the last counts for none."""
         shape = (*chunk.regions.shape, weight.shape[2])
         return weight.new_zeros(shape).scatter(1, chunk.column.long(), weight)
 
@@ -158,6 +145,10 @@ class CandidateTiles:
         values = torch.cat([part.flatten(0, 1) for part in parts])
         return segment_reduce(values, ptr, order, reduce=reduce).unflatten(0, (self.batch_size, self.num_regions))
 
+    def inverse_order(self) -> Tensor:
+        """Return the order that puts tiles, taken chunk after chunk, back into their numbering."""
+        return torch.argsort(torch.cat([chunk.tiles for chunk in self.chunks]))
+
     def _merge_order(self) -> tuple[Tensor, Tensor]:
         cached = self.__dict__.get("_order")
         if cached is None:
@@ -170,15 +161,20 @@ class CandidateTiles:
         return cached
 
     def index(self) -> Tensor:
-        """Return each pixel's candidate regions in its own image, shape ``(num_tiles, T, G^2)``, long."""
-        out = torch.empty(
-            (self.num_tiles, self.num_candidates, self.side**2), dtype=torch.long, device=self.centers.device
-        )
+        """Return each pixel's candidates as flat region numbers, shape ``(num_tiles, T, G^2)``, int32."""
+        shape = (self.num_tiles, self.num_candidates, self.side**2)
+        out = torch.empty(shape, dtype=torch.int32, device=self.centers.device)
         for chunk in self.chunks:
             column = chunk.column.long()
-            regions = chunk.regions[:, :, None].expand(-1, -1, column.shape[2])
-            out[chunk.tiles] = regions.gather(1, column) % self.num_regions
+            regions = chunk.regions.to(torch.int32)[:, :, None].expand(-1, -1, column.shape[2])
+            out[chunk.tiles] = regions.gather(1, column)
         return out
+
+    def origin(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return image, top row and left column (pixels) of tiles."""
+        rows, columns = self.grid
+        within = tiles % (rows * columns)
+        return tiles // (rows * columns), within // columns * self.side, within % columns * self.side
 
     def _chunks(self, count: Tensor, flat: Tensor) -> Iterator[Chunk]:
         """Group tiles of similar list length and find the T nearest of each pixel."""
@@ -196,7 +192,7 @@ class CandidateTiles:
             ):
                 last += 1
             tiles = order[first:last]
-            longest = lengths[last - 1]
+            longest = lengths[last - 1] + 1
             position = torch.arange(longest, device=flat.device)
             inside = position < count[tiles][:, None]
             entry = (start[tiles][:, None] + position).clamp(max=flat.shape[0] - 1)
@@ -206,12 +202,11 @@ class CandidateTiles:
 
     def _nearest(self, tiles: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions of the T nearest and of the nearest centre: ``(n, T, G^2)`` and ``(n, 1, G^2)``."""
-        width, side = self.size[1], self.side
+        width, padding = self.size[1], self.batch_size * self.num_regions
         pixel = F.pad(self.centers.flatten(), (0, 1))[regions]  # (n, U)
-        within = tiles % (self.grid[0] * self.grid[1])
-        step = torch.arange(side, device=tiles.device)
-        y = (within // self.grid[1] * side)[:, None] + step - 0  # (n, G)
-        x = (within % self.grid[1] * side)[:, None] + step
+        step = torch.arange(self.side, device=tiles.device)
+        _, top, left = self.origin(tiles)
+        y, x = top[:, None] + step, left[:, None] + step  # (n, G)
         dy = (y[:, :, None] - (pixel // width)[:, None, :]).square()  # (n, G, U)
         dx = (x[:, :, None] - (pixel % width)[:, None, :]).square()
         length = regions.shape[1]
@@ -219,16 +214,23 @@ class CandidateTiles:
         limit = int(dy.max() + dx.max() + 1) * length
         dtype = torch.int32 if limit < 2**30 else torch.int64
         rank = torch.arange(length, device=tiles.device)
-        padding = regions == self.batch_size * self.num_regions
-        dx = dx * length + rank + torch.where(padding, limit, 0)[:, None, :]
-        key = (dy * length).to(dtype)[:, :, None, :] + dx.to(dtype)[:, None, :, :]
-        key = key.flatten(1, 2)  # (n, G^2, U)
-        if length == self.num_candidates:
-            column = rank.expand(*key.shape[:2], length)
+        dx = dx * length + rank + torch.where(regions == padding, limit, 0)[:, None, :]
+        key = ((dy * length).to(dtype)[:, :, None, :] + dx.to(dtype)[:, None, :, :]).flatten(1, 2)  # (n, G^2, U)
+        if length == self.num_candidates + 1:
+            column = rank[:-1].expand(*key.shape[:2], -1)
         else:
             column = key.topk(self.num_candidates, dim=2, largest=False, sorted=False).indices
-        nearest = key.argmin(2, keepdim=True)
-        return tuple(value.transpose(1, 2).to(torch.int16).contiguous() for value in (column, nearest))  # type: ignore
+        outside = ((y >= self.size[0])[:, :, None] | (x >= width)[:, None, :]).flatten(1)[..., None]
+
+        def packed(position: Tensor) -> Tensor:
+            return position.masked_fill(outside, length - 1).transpose(1, 2).to(torch.int16).contiguous()
+
+        return packed(column), packed(key.argmin(2, keepdim=True))
+
+
+def _whole(size: tuple[int, int]) -> torch.dtype:
+    """Return the integers that hold any squared distance in an image of this size (pixels)."""
+    return torch.int32 if (size[0] + 64) ** 2 + (size[1] + 64) ** 2 < 2**31 else torch.int64
 
 
 def _within(count: Tensor) -> Tensor:
@@ -245,17 +247,17 @@ def _region_lists(
     tiles, counts, lists = [], [], []
     for top in range(0, grid[0], _BLOCK):
         for left in range(0, grid[1], _BLOCK):
-            row = torch.arange(top, min(top + _BLOCK, grid[0]), device=yx.device)
-            column = torch.arange(left, min(left + _BLOCK, grid[1]), device=yx.device)
+            row = torch.arange(top, min(top + _BLOCK, grid[0]), dtype=yx.dtype, device=yx.device)
+            column = torch.arange(left, min(left + _BLOCK, grid[1]), dtype=yx.dtype, device=yx.device)
             y, x = (edge.flatten() for edge in torch.meshgrid(row, column, indexing="ij"))
             low = torch.stack([y, x]) * side - reach
             high = torch.stack([y, x]) * side + side - 1 + reach
-            bounds = torch.tensor(size, device=yx.device)[:, None] - 1
+            bounds = torch.tensor(size, dtype=yx.dtype, device=yx.device)[:, None] - 1
             low, high = low.clamp(min=0), torch.minimum(high, bounds)
             block = _needed(yx, low.amin(1, keepdim=True), high.amax(1, keepdim=True), num_candidates)
             near = block[0].nonzero().squeeze(1)
             needed = _needed(yx[:, near], low, high, num_candidates)
-            tiles.append(y * grid[1] + x)
+            tiles.append(y.long() * grid[1] + x)
             counts.append(needed.sum(1))
             lists.append(near[needed.nonzero()[:, 1]])
     return torch.cat(tiles), torch.cat(counts), torch.cat(lists)
@@ -268,8 +270,8 @@ def _needed(yx: Tensor, low: Tensor, high: Tensor, num_candidates: int) -> Tenso
     larger is never needed.
     """
     below, above = low[:, :, None] - yx[:, None, :], yx[:, None, :] - high[:, :, None]  # (2, boxes, R)
-    nearest = torch.maximum(below, above).clamp(min=0).square().sum(0)
-    farthest = torch.maximum((yx[:, None, :] - low[:, :, None]).abs(), (yx[:, None, :] - high[:, :, None]).abs())
-    farthest = farthest.square().sum(0)
+    # with l <= h: max(l - c, c - h, 0) and max(c - l, h - c)
+    nearest = torch.maximum(below, above).clamp_(min=0).square_().sum(0, dtype=below.dtype)
+    farthest = torch.minimum(below, above).square_().sum(0, dtype=below.dtype)
     limit = farthest.topk(num_candidates, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
     return nearest <= limit
