@@ -123,7 +123,7 @@ def _with_candidates(
     parts = []
     for chunk in tiles.chunks:
         local = tiles.gather_regions(chunk, centers) - mean[chunk.tiles].transpose(1, 2)
-        parts.append(ops.soft_assign(split[chunk.tiles], local, chunk.column.long(), threshold=threshold))
+        parts.append(ops.soft_assign(split[chunk.tiles], local, tiles.own(chunk.column), threshold=threshold))
     weight = torch.cat(parts)[tiles.inverse_order()]
     return Assignment(weight, size, tiles=tiles, seeds=seeds, features=x, centers=centers)
 
@@ -133,7 +133,7 @@ def _nearest_means(tiles: CandidateTiles, split: Tensor) -> Tensor:
     sums, counts = [], []
     for chunk in tiles.chunks:
         shape = (*chunk.regions.shape, split.shape[2])
-        spread = split.new_zeros(shape).scatter_(1, chunk.nearest.long(), 1)
+        spread = split.new_zeros(shape).scatter_(1, tiles.own(chunk.nearest), 1)
         sums.append(torch.bmm(spread, split[chunk.tiles].transpose(1, 2)))
         counts.append(spread.sum(2, keepdim=True))
     return tiles.reduce(sums) / tiles.reduce(counts)
@@ -145,7 +145,7 @@ def _merged_update(tiles: CandidateTiles, split: Tensor, mean: Tensor, centers: 
     for chunk in tiles.chunks:
         shift = mean[chunk.tiles].transpose(1, 2)
         local = tiles.gather_regions(chunk, centers) - shift
-        part, log_sum = ops.centre_update(split[chunk.tiles], local, chunk.column.long())
+        part, log_sum = ops.centre_update(split[chunk.tiles], local, tiles.own(chunk.column))
         parts.append(part + shift)
         log_sums.append(log_sum[..., None])
     largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")

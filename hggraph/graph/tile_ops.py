@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph.ops.region_adjacency import FILTER, strongest_direction
 from hggraph.ops.segment import csr_pointer, segment_reduce
-from hggraph.ops.tiles import CandidateTiles, Chunk
+from hggraph.ops.tiles import CandidateTiles, Chunk, halo_pixels
 from hggraph.stencil import Stencil
 
 __all__ = ["tile_adjacency", "tile_pool", "tile_unpool"]
@@ -43,14 +44,14 @@ def tile_adjacency(
     reach = max(stencil.reach)
     if reach > tiles.reach:
         wider = CandidateTiles.build(tiles.centers, tiles.size, tiles.num_candidates, reach=reach)
-        return tile_adjacency(wider, weight, stencil, noise_cancel, max_direction)
+        return tile_adjacency(wider, _reordered(tiles, weight, wider), stencil, noise_cancel, max_direction)
     half = [k for k, other in enumerate(stencil.opposite) if k != stencil.center and (other is None or k < other)]
     total = tiles.batch_size * tiles.num_regions
-    index = tiles.index()
+    rows = weight.transpose(1, 2).flatten(0, 1)  # candidates innermost: a pixel of the halo is one row
     keys, values = [], []
     for chunk in tiles.chunks:
-        target, source = _with_halo(tiles, chunk, weight, index, reach)
-        raw = _products(target, source, tiles.side, reach, [stencil.offsets[k] for k in half])  # (n, K/2, U, U)
+        target, source = _with_halo(tiles, chunk, weight, rows)
+        raw = _products(target, source, tiles.side, tiles.reach, [stencil.offsets[k] for k in half])  # (n, K/2, U, U)
         touching = (raw + raw.transpose(2, 3)).sum(1).triu(1)
         tile, i, j = touching.nonzero(as_tuple=True)  # regions ascend, so i < j holds for their numbers too
         keys.append(chunk.regions[tile, i] * total + chunk.regions[tile, j])
@@ -63,38 +64,31 @@ def tile_adjacency(
     return _clean_edges(low, high, strength.chunk(2, 1), half, stencil, total, noise_cancel, max_direction)
 
 
-def _with_halo(
-    tiles: CandidateTiles, chunk: Chunk, weight: Tensor, index: Tensor, reach: int
-) -> tuple[Tensor, Tensor]:
+def _reordered(tiles: CandidateTiles, weight: Tensor, others: CandidateTiles) -> Tensor:
+    """Return the weights in the order in which other tiles of the same candidates have them."""
+    by_region = weight.gather(1, tiles.index().argsort(1))
+    return by_region.gather(1, others.index().argsort(1).argsort(1))
+
+
+def _with_halo(tiles: CandidateTiles, chunk: Chunk, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return a chunk's weights over its lists, shape ``(n, U, (G + 2 reach)^2)``: of its pixels, and with the halo."""
-    side, wide = tiles.side, tiles.side + 2 * reach
-    spread = tiles.expand(chunk, weight[chunk.tiles])
-    target = spread.new_zeros(*spread.shape[:2], wide, wide)
-    target[:, :-1, reach : reach + side, reach : reach + side] = spread[:, :-1].unflatten(2, (side, side))
-    target = target.flatten(2)
-
-    position = _ring(side, reach, weight.device)
+    side, reach = tiles.side, tiles.reach
+    wide = side + 2 * reach
+    n, length = chunk.regions.shape
+    ring = halo_pixels(side, reach, weight.device)
     image, top, left = tiles.origin(chunk.tiles)
-    y = top[:, None] + position // wide - reach  # (n, ring)
-    x = left[:, None] + position % wide - reach
-    inside = (y >= 0) & (y < tiles.size[0]) & (x >= 0) & (x < tiles.size[1])
-    y, x = torch.where(inside, y, 0), torch.where(inside, x, 0)
+    y = (top[:, None] + ring // wide - reach).clamp(0, tiles.size[0] - 1)  # (n, ring)
+    x = (left[:, None] + ring % wide - reach).clamp(0, tiles.size[1] - 1)
     tile = (image[:, None] * tiles.grid[0] + y // side) * tiles.grid[1] + x // side
-    pixel = y % side * side + x % side
-    ring_weight = torch.where(inside[..., None], weight[tile, :, pixel], 0)  # (n, ring, T)
-    region = index[tile, :, pixel].long()
-    column = torch.searchsorted(chunk.regions, region.flatten(1)).view_as(region)
-    entry = column * wide**2 + position[:, None]
-    # what lies outside the image adds 0, wherever
-    source = target.flatten(1).scatter_add(1, entry.flatten(1), ring_weight.flatten(1))
-    return target, source.view_as(target)
+    pixel = tile * side**2 + y % side * side + x % side
+    around = rows[pixel.flatten()].view(n, len(ring), -1).transpose(1, 2)  # (n, T, ring)
 
-
-def _ring(side: int, reach: int, device: torch.device) -> Tensor:
-    """Return the flat positions of the halo in a tile of ``side + 2 reach`` pixels a side."""
-    inner = torch.zeros(side + 2 * reach, side + 2 * reach, dtype=torch.bool, device=device)
-    inner[reach : reach + side, reach : reach + side] = True
-    return (~inner).flatten().nonzero().squeeze(1)
+    both = F.pad(weight[chunk.tiles].unflatten(2, (side, side)), (reach,) * 4).flatten(2)
+    both = both.index_copy(2, ring, around)
+    # the last position stands for what lies outside the image
+    spread = weight.new_zeros(n, length, wide**2).scatter(1, chunk.column.long(), both)
+    source = spread.narrow(1, 0, length - 1)
+    return source * weight.new_ones(wide**2).index_fill_(0, ring, 0), source
 
 
 def _products(target: Tensor, source: Tensor, side: int, reach: int, offsets: list[tuple[int, ...]]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hggraph.ops.segment import csr_pointer, segment_ids, segment_reduce
 
-__all__ = ["CandidateTiles", "Chunk"]
+__all__ = ["CandidateTiles", "Chunk", "halo_pixels"]
 
 _PAIRS = 1 << 19  # pixel-region pairs handled at once: 2 MiB of float32, so that temporaries stay in the cache
 _BLOCK = 32  # tiles per side of a block that shares one first selection of regions
@@ -31,9 +31,10 @@ class Chunk:
         tiles: Number of each tile, shape ``(n,)``.
         regions: Flat region numbers ``b * R + r`` of each tile in ascending order, shape ``(n, U)``, padded with
             ``B * R``; the last of each tile is padding.
-        column: For each pixel the positions of its candidates in `regions`, shape ``(n, T, G * G)``, int16.
-            Pixels outside the image point to the last position, and so to no region.
-        nearest: Position of the nearest centre, shape ``(n, 1, G * G)``, int16.
+        column: For each pixel the positions of its candidates in `regions`, int16, shape
+            ``(n, T, (G + 2 reach)^2)``: the tile's own pixels and those of the halo around it. Pixels outside the
+            image point to the last position, and so to no region.
+        nearest: Position of the nearest centre, shape ``(n, 1, (G + 2 reach)^2)``, int16.
     """
 
     tiles: Tensor
@@ -52,7 +53,7 @@ class CandidateTiles:
         num_regions: Regions per image R.
         num_candidates: Candidates per pixel T.
         side: Side G of a tile, in pixels.
-        reach: The lists also cover the candidates of pixels this far outside the tile.
+        reach: Width of the halo around each tile, in pixels.
         centers: Flat pixel index of each centre, shape ``(B, R)``.
         chunks: The tiles, sorted by the length of their lists.
     """
@@ -74,7 +75,7 @@ class CandidateTiles:
             centers: Flat pixel index of each centre, shape ``(B, R)``, long.
             size: Height and width, in pixels.
             num_candidates: T, at least 1; at most R are used.
-            reach: How far outside a tile its list must be complete, in pixels.
+            reach: Width of the halo whose candidates are found too, in pixels.
 
         Returns:
             The tiles. O(P T) time and memory for P pixels; centres may crowd anywhere.
@@ -132,7 +133,13 @@ class CandidateTiles:
     def expand(self, chunk: Chunk, weight: Tensor) -> Tensor:
         """Spread candidates' weights ``(n, T, G^2)`` over a chunk's regions: ``(n, U, G^2)``; the last counts for none."""
         shape = (*chunk.regions.shape, weight.shape[2])
-        return weight.new_zeros(shape).scatter(1, chunk.column.long(), weight)
+        return weight.new_zeros(shape).scatter(1, self.own(chunk.column), weight)
+
+    def own(self, position: Tensor) -> Tensor:
+        """Return positions ``(n, ., (G + 2 reach)^2)`` of the tile's own pixels alone, ``(n, ., G^2)``, long."""
+        wide = self.side + 2 * self.reach
+        inner = slice(self.reach, self.reach + self.side)
+        return position.unflatten(2, (wide, wide))[:, :, inner, inner].long().flatten(2)
 
     def gather_regions(self, chunk: Chunk, z: Tensor) -> Tensor:
         """Return the region features ``(B, R, C)`` of a chunk's lists, ``(n, U, C)``; padding is 0."""
@@ -165,7 +172,7 @@ class CandidateTiles:
         shape = (self.num_tiles, self.num_candidates, self.side**2)
         out = torch.empty(shape, dtype=torch.int32, device=self.centers.device)
         for chunk in self.chunks:
-            column = chunk.column.long()
+            column = self.own(chunk.column)
             regions = chunk.regions.to(torch.int32)[:, :, None].expand(-1, -1, column.shape[2])
             out[chunk.tiles] = regions.gather(1, column)
         return out
@@ -177,37 +184,54 @@ class CandidateTiles:
         return tiles // (rows * columns), within // columns * self.side, within % columns * self.side
 
     def _chunks(self, count: Tensor, flat: Tensor) -> Iterator[Chunk]:
-        """Group tiles of similar list length and find the T nearest of each pixel."""
-        order = torch.argsort(count, stable=True)
+        """Find the candidates of each pixel from the tiles' lists, and group tiles whose lists end up similar."""
+        order, padding = torch.argsort(count, stable=True), self.batch_size * self.num_regions
         start = count.cumsum(0) - count
-        lengths = count[order].tolist()
+        selected = []
+        for first, last, longest in self._groups(count[order].tolist()):
+            tiles = order[first:last]
+            position = torch.arange(longest + 1, device=flat.device)
+            inside = position < count[tiles][:, None]
+            entry = (start[tiles][:, None] + position).clamp(max=flat.shape[0] - 1)
+            selected.append(self._select(tiles, torch.where(inside, flat[entry], padding)))
+        longest = max(chunk.regions.shape[1] for chunk in selected)
+        tiles = torch.cat([chunk.tiles for chunk in selected])
+        regions = torch.cat([F.pad(c.regions, (0, longest - c.regions.shape[1]), value=padding) for c in selected])
+        columns = [torch.cat(parts) for parts in zip(*((c.column, c.nearest) for c in selected), strict=True)]
+        count = (regions < padding).sum(1)
+        order = torch.argsort(count, stable=True)
+        for first, last, longest in self._groups(count[order].tolist()):
+            rows = order[first:last]
+            parts = (part[rows] for part in columns)
+            # from here on the last position of the list stands for the outside
+            column, nearest = (torch.where(part < 0, longest, part) for part in parts)
+            yield Chunk(tiles[rows], regions[rows, : longest + 1], column, nearest)
+
+    def _groups(self, lengths: list[int]) -> Iterator[tuple[int, int, int]]:
+        """Cut ascending lengths into runs (first, last, longest): small once padded, and little of it padding."""
         first = 0
         while first < len(lengths):
-            last, pixels = first + 1, self.side**2
-            # grow while the padded chunk stays small and the padding within a quarter
+            last = first + 1
             while (
                 last < len(lengths)
-                and (last + 1 - first) * lengths[last] * pixels <= _PAIRS
+                and (last + 1 - first) * lengths[last] * self.side**2 <= _PAIRS
                 and lengths[last] <= 1.25 * lengths[first] + 4
             ):
                 last += 1
-            tiles = order[first:last]
-            longest = lengths[last - 1] + 1
-            position = torch.arange(longest, device=flat.device)
-            inside = position < count[tiles][:, None]
-            entry = (start[tiles][:, None] + position).clamp(max=flat.shape[0] - 1)
-            regions = torch.where(inside, flat[entry], self.batch_size * self.num_regions)
-            yield Chunk(tiles, regions, *self._nearest(tiles, regions))
+            yield first, last, lengths[last - 1]
             first = last
 
-    def _nearest(self, tiles: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return positions of the T nearest and of the nearest centre: ``(n, T, G^2)`` and ``(n, 1, G^2)``."""
+    def _select(self, tiles: Tensor, regions: Tensor) -> Chunk:
+        """Find the T nearest centres of each pixel among those listed, and shorten the lists to them.
+
+        Pixels outside the image get the position -1.
+        """
         width, padding = self.size[1], self.batch_size * self.num_regions
         pixel = F.pad(self.centers.flatten(), (0, 1))[regions]  # (n, U)
-        step = torch.arange(self.side, device=tiles.device)
+        step = torch.arange(-self.reach, self.side + self.reach, device=tiles.device)
         _, top, left = self.origin(tiles)
-        y, x = top[:, None] + step, left[:, None] + step  # (n, G)
-        dy = (y[:, :, None] - (pixel // width)[:, None, :]).square()  # (n, G, U)
+        y, x = top[:, None] + step, left[:, None] + step  # (n, G + 2 reach)
+        dy = (y[:, :, None] - (pixel // width)[:, None, :]).square()  # (n, G + 2 reach, U)
         dx = (x[:, :, None] - (pixel % width)[:, None, :]).square()
         length = regions.shape[1]
         # one whole number orders by distance, then by region
@@ -215,17 +239,25 @@ class CandidateTiles:
         dtype = torch.int32 if limit < 2**30 else torch.int64
         rank = torch.arange(length, device=tiles.device)
         dx = dx * length + rank + torch.where(regions == padding, limit, 0)[:, None, :]
-        key = ((dy * length).to(dtype)[:, :, None, :] + dx.to(dtype)[:, None, :, :]).flatten(1, 2)  # (n, G^2, U)
-        if length == self.num_candidates + 1:
-            column = rank[:-1].expand(*key.shape[:2], -1)
-        else:
-            column = key.topk(self.num_candidates, dim=2, largest=False, sorted=False).indices
-        outside = ((y >= self.size[0])[:, :, None] | (x >= width)[:, None, :]).flatten(1)[..., None]
+        key = ((dy * length).to(dtype)[:, :, None, :] + dx.to(dtype)[:, None, :, :]).flatten(1, 2)
+        key, column = key.topk(self.num_candidates, dim=2, largest=False, sorted=False)  # (n, pixels, T)
+        outside = ((y < 0) | (y >= self.size[0]))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
+        column.masked_fill_(outside.flatten(1)[..., None], length - 1)
 
-        def packed(position: Tensor) -> Tensor:
-            return position.masked_fill(outside, length - 1).transpose(1, 2).to(torch.int16).contiguous()
+        used = torch.zeros_like(regions, dtype=torch.bool).scatter_(1, column.flatten(1), True)
+        used[:, -1] = False
+        place = torch.where(used, used.cumsum(1) - 1, -1)
+        shorter = torch.full_like(regions, padding)
+        shorter.scatter_(1, place.where(used, length - 1), torch.where(used, regions, padding))
+        column = place.to(torch.int16).gather(1, column.flatten(1)).view_as(column).transpose(1, 2)  # (n, T, pixels)
+        return Chunk(tiles, shorter, column, column.gather(1, key.argmin(2)[:, None]))
 
-        return packed(column), packed(key.argmin(2, keepdim=True))
+
+def halo_pixels(side: int, reach: int, device: torch.device) -> Tensor:
+    """Return the flat positions of a tile's halo among its ``(side + 2 reach)^2`` pixels."""
+    outer = torch.ones(side + 2 * reach, side + 2 * reach, dtype=torch.bool, device=device)
+    outer[reach : reach + side, reach : reach + side] = False
+    return outer.flatten().nonzero().squeeze(1)
 
 
 def _whole(size: tuple[int, int]) -> torch.dtype:
