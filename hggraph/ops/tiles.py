@@ -20,7 +20,7 @@ from hggraph.ops.segment import csr_pointer, segment_ids, segment_reduce
 __all__ = ["CandidateTiles", "Chunk", "halo_pixels"]
 
 _PAIRS = 1 << 19  # pixel-region pairs handled at once: 2 MiB of float32, so that temporaries stay in the cache
-_BLOCK = 32  # tiles per side of a block that shares one first selection of regions
+_BLOCKS = (64, 8)  # tiles per side of the blocks that share a first and a second selection of regions
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class CandidateTiles:
         batch, regions = centers.shape
         num_candidates = min(num_candidates, regions)
         spacing = math.sqrt(size[0] * size[1] / regions)
-        side = min(32, max(4, 1 << math.floor(math.log2(max(spacing / 2, 1)))))
+        # about a quarter of the candidates' width: smaller tiles have more halo, larger ones longer lists
+        side = min(32, max(4, 1 << math.floor(math.log2(max(spacing * math.sqrt(num_candidates) / 4, 1)))))
         rows, columns = -(-size[0] // side), -(-size[1] // side)
         counts, lists = [], []
         for image in range(batch):
@@ -275,24 +276,47 @@ def _within(count: Tensor) -> Tensor:
 def _region_lists(
     yx: Tensor, size: tuple[int, int], side: int, grid: tuple[int, int], num_candidates: int, reach: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tile numbers, lengths of their lists and the lists one after the other, block by block."""
+    """Return tile numbers, lengths of their lists and the lists one after the other, block by block.
+
+    A block's list holds those of its parts, so lists are narrowed from large blocks to small ones to tiles.
+    """
+    every = torch.arange(yx.shape[1], device=yx.device)
+    blocks = [(0, 0, *grid, every)]
+    for step in _BLOCKS:
+        parts = []
+        for top, left, height, width, near in blocks:
+            y, x, needed = _narrowed(yx[:, near], size, side, (top, left, height, width), step, num_candidates, reach)
+            for row, column, keep in zip(y.tolist(), x.tolist(), needed, strict=True):
+                inner = (min(step, top + height - row), min(step, left + width - column))
+                parts.append((row, column, *inner, near[keep]))
+        blocks = parts
     tiles, counts, lists = [], [], []
-    for top in range(0, grid[0], _BLOCK):
-        for left in range(0, grid[1], _BLOCK):
-            row = torch.arange(top, min(top + _BLOCK, grid[0]), dtype=yx.dtype, device=yx.device)
-            column = torch.arange(left, min(left + _BLOCK, grid[1]), dtype=yx.dtype, device=yx.device)
-            y, x = (edge.flatten() for edge in torch.meshgrid(row, column, indexing="ij"))
-            low = torch.stack([y, x]) * side - reach
-            high = torch.stack([y, x]) * side + side - 1 + reach
-            bounds = torch.tensor(size, dtype=yx.dtype, device=yx.device)[:, None] - 1
-            low, high = low.clamp(min=0), torch.minimum(high, bounds)
-            block = _needed(yx, low.amin(1, keepdim=True), high.amax(1, keepdim=True), num_candidates)
-            near = block[0].nonzero().squeeze(1)
-            needed = _needed(yx[:, near], low, high, num_candidates)
-            tiles.append(y.long() * grid[1] + x)
-            counts.append(needed.sum(1))
-            lists.append(near[needed.nonzero()[:, 1]])
+    for top, left, height, width, near in blocks:
+        y, x, needed = _narrowed(yx[:, near], size, side, (top, left, height, width), 1, num_candidates, reach)
+        tiles.append(y.long() * grid[1] + x)
+        counts.append(needed.sum(1))
+        lists.append(near[needed.nonzero()[:, 1]])
     return torch.cat(tiles), torch.cat(counts), torch.cat(lists)
+
+
+def _narrowed(
+    yx: Tensor,
+    size: tuple[int, int],
+    side: int,
+    block: tuple[int, int, int, int],
+    step: int,
+    num_candidates: int,
+    reach: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut a block (top, left, height, width in tiles) into parts; return their corners and the centres each needs."""
+    top, left, height, width = block
+    row = torch.arange(top, top + height, step, dtype=yx.dtype, device=yx.device)
+    column = torch.arange(left, left + width, step, dtype=yx.dtype, device=yx.device)
+    y, x = (edge.flatten() for edge in torch.meshgrid(row, column, indexing="ij"))
+    corner = torch.stack([y, x])
+    bounds = torch.tensor(size, dtype=yx.dtype, device=yx.device)[:, None] - 1
+    high = torch.minimum((corner + step) * side - 1 + reach, bounds)
+    return y, x, _needed(yx, (corner * side - reach).clamp(min=0), high, num_candidates)
 
 
 def _needed(yx: Tensor, low: Tensor, high: Tensor, num_candidates: int) -> Tensor:
