@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hggraph.cluster import SoftSLIC as SoftSLIC
-    from hggraph.cluster import ToRegionGraph as ToRegionGraph
-    from hggraph.cluster import region_graph as region_graph
+    from hggraph.cluster.region_graph import ToRegionGraph as ToRegionGraph
+    from hggraph.cluster.region_graph import region_graph as region_graph
     from hggraph.graph import Assignment as Assignment
     from hggraph.graph import RegionAdjacency as RegionAdjacency
-    from hggraph.graph import grid_graph as grid_graph
+    from hggraph.graph.grid_graph import grid_graph as grid_graph
     from hggraph.nn import DenseHGConv as DenseHGConv
     from hggraph.nn import HGConv as HGConv
     from hggraph.nn import HGStage as HGStage

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "hggraph"
 # The files and folders of hggraph and their heights. Equal heights may import each other.
 FLOORS = {
     "_check": 0,
+    "_pyg": 0,
     "stencil": 1,
     "kernels": 2,
     "ops": 3,
@@ -28,6 +29,7 @@ FLOORS = {
 # The low floors, and all that they may import beside the standard library and hggraph.
 THIRD_PARTY = {
     "_check": {"torch"},
+    "_pyg": {"torch_geometric"},
     "stencil": {"torch"},
     "kernels": {"torch", "triton"},
     "ops": {"torch", "triton"},

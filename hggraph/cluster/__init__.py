@@ -1,5 +1,6 @@
 """From image to regions: importance, active focus, centre sampling, soft SLIC, region graphs."""
 
+import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.cluster.clusterer import SoftSLIC as SoftSLIC
 from hggraph.cluster.color import photo_features as photo_features
 from hggraph.cluster.color import rgb_to_lab as rgb_to_lab

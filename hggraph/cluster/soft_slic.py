@@ -70,7 +70,8 @@ def soft_slic(
     features = x if x.dtype == dtype else x.to(dtype)
     if candidates is not None:
         check_positive("candidates", candidates)
-        return _with_candidates(features, centers, iterations, threshold, candidates)
+        with torch.autocast(x.device.type, enabled=False):  # sums and distances stay in float32
+            return _with_candidates(features, centers, iterations, threshold, candidates)
     pairs = centers.numel() * height * width
     if pairs > MAX_PAIRS:
         raise ValueError(
@@ -149,8 +150,8 @@ def _merged_update(tiles: CandidateTiles, split: Tensor, mean: Tensor, centers: 
         parts.append(part + shift)
         log_sums.append(log_sum[..., None])
     largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")
-    weights = [
-        (log_sum - tiles.gather_regions(chunk, largest)).clamp(max=0).exp()
+    weights = [  # no clamp: the largest is one of them, and a clamp has no gradient at its bound
+        (log_sum - tiles.gather_regions(chunk, largest)).exp()
         for chunk, log_sum in zip(tiles.chunks, log_sums, strict=True)
     ]
     total = tiles.reduce([part * weight for part, weight in zip(parts, weights, strict=True)])

@@ -9,6 +9,7 @@ from hggraph import ops
 from hggraph._check import check_ndim, check_range
 from hggraph.graph.adjacency import RegionAdjacency
 from hggraph.graph.tile_ops import tile_adjacency, tile_pool, tile_unpool
+from hggraph.ops._distance import compute_dtype
 from hggraph.ops.tiles import CandidateTiles
 from hggraph.stencil import Stencil
 
@@ -63,7 +64,7 @@ class Assignment:
         self._weight = weight
         self._area: Tensor | None = None
         # a map whose centres are known without another pass: (map, centres in its units)
-        self.known_centers = (features, centers) if features is not None else None
+        self.known_centers = None if features is None or centers is None else (features, centers)
 
     @classmethod
     def from_labels(cls, labels: Tensor, num_regions: int) -> Assignment:
@@ -104,11 +105,15 @@ class Assignment:
     @property
     def area(self) -> Tensor:
         """The sum of the weights of each region, in pixels, shape ``(B, R)``."""
-        if self._area is None:
+        kept = self._area
+        # what was computed without a graph does not serve where one is needed
+        needed = torch.is_grad_enabled() and self._weight.requires_grad
+        if kept is None or (needed and not kept.requires_grad):
             if self.tiles is None:
                 self._area = self._weight.sum(2)
             else:
-                self._area = tile_pool(self.tiles, self._weight, self._weight.new_zeros(self.batch_size, 1, *self.size))[1]
+                nothing = self._weight.new_zeros(self.batch_size, 1, *self.size)
+                self._area = self._pool_tiles(nothing)[1]
         return self._area
 
     def to_dense(self) -> Tensor:
@@ -122,8 +127,9 @@ class Assignment:
         shape = (self.batch_size, self.size[0] * self.size[1], self.num_regions)
         if shape[0] * shape[1] * shape[2] > MAX_PAIRS:
             raise ValueError(f"A dense assignment of shape {shape} is too large; use `index` and `weight`.")
-        weight = self.weight
-        return weight.new_zeros(shape).scatter(2, self.index, weight)
+        index, weight = self.index, self.weight
+        assert index is not None
+        return weight.new_zeros(shape).scatter(2, index, weight)
 
     def pool(self, x: Tensor) -> Tensor:
         """Average the pixels of each region, column-normalised (HG-Conv Eq. 5).
@@ -142,8 +148,9 @@ class Assignment:
         if self.tiles is None:
             pooled = ops.region_pool(x.flatten(2), self._weight)
         else:
-            total, self._area = tile_pool(self.tiles, self._weight, x)
-            pooled = total / torch.where(self._area > 0, self._area, 1).to(x.dtype)[..., None]
+            # a sum over a region may leave a half's range where the mean does not
+            total, self._area = self._pool_tiles(x.to(compute_dtype(x)))
+            pooled = (total / torch.where(self._area > 0, self._area, 1)[..., None]).to(x.dtype)
         return self._fill_empty(pooled, self.area, x)
 
     def unpool(self, z: Tensor) -> Tensor:
@@ -161,7 +168,8 @@ class Assignment:
         self._check_regions(z)
         if self.tiles is None:
             return ops.region_unpool(z, self._weight).unflatten(2, self.size)
-        return tile_unpool(self.tiles, self._weight, z)
+        with self._without_autocast():
+            return tile_unpool(self.tiles, self._weight, z)
 
     def unpool_conv1x1(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute ``conv1x1(concat(x, unpool(z)))`` as ``X Wa + S (Z Wb) + b``, without the concatenation.
@@ -180,6 +188,10 @@ class Assignment:
         weight = weight.flatten(1)
         if self.tiles is None:
             return ops.unpool_conv1x1(x.flatten(2), z, self._weight, weight, bias).unflatten(2, self.size)
+        if weight.shape[1] != x.shape[1] + z.shape[2]:
+            raise ValueError(
+                f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}."
+            )
         on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
         return torch.nn.functional.conv2d(x, on_pixels[..., None, None], bias) + self.unpool(z @ on_regions.t())
 
@@ -204,14 +216,24 @@ class Assignment:
                 self._weight, self.size, stencil.offsets, noise_cancel=noise_cancel, max_direction=max_direction
             )
             return RegionAdjacency(stencil, dense)
-        edges = tile_adjacency(self.tiles, self._weight, stencil, noise_cancel, max_direction)
+        with self._without_autocast():
+            edges = tile_adjacency(self.tiles, self._weight, stencil, noise_cancel, max_direction)
         return RegionAdjacency(stencil, edges=edges, batch_size=self.batch_size, num_regions=self.num_regions)
 
+    def _without_autocast(self) -> torch.autocast:
+        return torch.autocast(self._weight.device.type, enabled=False)
+
+    def _pool_tiles(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.tiles is not None
+        with self._without_autocast():
+            return tile_pool(self.tiles, self._weight, x)
+
     def _fill_empty(self, pooled: Tensor, mass: Tensor, x: Tensor) -> Tensor:
-        if self.features is None or self.centers is None:
+        if self.features is None or self.centers is None or self.known_centers is None:
             return pooled
-        if self.known_centers is not None and x is self.known_centers[0]:
-            return torch.where(mass[..., None] > 0, pooled, self.known_centers[1].to(pooled.dtype))
+        known_map, known_centers = self.known_centers
+        if x is known_map:
+            return torch.where(mass[..., None] > 0, pooled, known_centers.to(pooled.dtype))
         # one more pass gives the centres' values in another map; where reading the masses is free, only if needed
         eager = mass.device.type == "cpu" and not torch.compiler.is_compiling()
         if eager and bool((mass > 0).all()):

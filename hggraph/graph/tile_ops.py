@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph.ops.region_adjacency import FILTER, strongest_direction
-from hggraph.ops.segment import csr_pointer, segment_reduce
+from hggraph.ops.segment import segment_reduce
 from hggraph.ops.tiles import CandidateTiles, Chunk, halo_pixels
 from hggraph.stencil import Stencil
 

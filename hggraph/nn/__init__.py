@@ -1,5 +1,6 @@
 """Layers."""
 
+import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.nn.dense_hg_conv import DenseHGConv as DenseHGConv
 from hggraph.nn.gmm_conv import GMMConv as GMMConv
 from hggraph.nn.hg_block import HGBasicBlock as HGBasicBlock

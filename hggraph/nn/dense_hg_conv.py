@@ -42,6 +42,10 @@ class DenseHGConv(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    groups: int
+
     def __init__(
         self,
         in_channels: int,

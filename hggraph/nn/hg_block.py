@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hggraph.graph import RegionAdjacency
@@ -50,6 +51,7 @@ class NodeBatchNorm(nn.BatchNorm1d):
 class _HGBlock(nn.Module):
     """A residual block on regions: its residual branch is added to the (projected) input."""
 
+    act: nn.Module
     downsample: nn.Module | None
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
@@ -91,7 +93,7 @@ class HGBasicBlock(_HGBlock):
         self.downsample = None if in_channels == channels else _projection(in_channels, channels)
 
     @classmethod
-    def from_block(cls, block: nn.Module, *, stencil: Stencil | None = None) -> HGBasicBlock:
+    def from_block(cls, block: Any, *, stencil: Stencil | None = None) -> HGBasicBlock:
         """Take over the weights of timm's or torchvision's ``BasicBlock``; stride and dilation have no meaning here.
 
         Raises:
@@ -149,7 +151,7 @@ class HGBottleneck(_HGBlock):
         self.downsample = None if in_channels == out_channels else _projection(in_channels, out_channels)
 
     @classmethod
-    def from_block(cls, block: nn.Module, *, stencil: Stencil | None = None) -> HGBottleneck:
+    def from_block(cls, block: Any, *, stencil: Stencil | None = None) -> HGBottleneck:
         """Take over the weights of timm's or torchvision's ``Bottleneck``; stride and dilation have no meaning here.
 
         Raises:
@@ -176,7 +178,7 @@ class HGBottleneck(_HGBlock):
         return self.bn3(self.conv3(z))
 
 
-def check_block(block: nn.Module, parts: tuple[str, ...], name: str) -> None:
+def check_block(block: Any, parts: tuple[str, ...], name: str) -> None:
     """Raise unless `block` is a plain residual block with exactly these convolutions and normalisations."""
     missing = [part for part in parts if not hasattr(block, part)]
     surplus = [part for part in ("conv3", "conv4") if hasattr(block, part) and part not in parts]
@@ -196,7 +198,7 @@ def _is_nothing(part: Any) -> bool:
     return part is None or isinstance(part, nn.Identity)
 
 
-def _activation(block: nn.Module) -> nn.Module:
+def _activation(block: Any) -> nn.Module:
     act = getattr(block, "act1", None) or getattr(block, "relu", None)
     if act is None:
         raise ValueError(f"`block` must have an activation `act1` or `relu`, got {type(block).__name__}.")
@@ -212,7 +214,10 @@ def _convert_1x1(conv: nn.Module) -> nn.Linear:
         raise ValueError(f"Only an ungrouped 1x1 convolution acts on regions one by one, got {conv}.")
     linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
     linear.to(device=conv.weight.device, dtype=conv.weight.dtype)
-    linear.load_state_dict({key: value.flatten(1) if key == "weight" else value for key, value in conv.state_dict().items()})
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.flatten(1))
+        if conv.bias is not None:
+            linear.bias.copy_(conv.bias)
     return linear
 
 

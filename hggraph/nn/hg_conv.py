@@ -50,6 +50,10 @@ class HGConv(MessagePassing):
         torch.Size([16, 8])
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    groups: int
+
     def __init__(
         self,
         in_channels: int,
@@ -215,7 +219,7 @@ def conv_stencil(conv: nn.Module) -> Stencil:
     return Stencil.square(tuple(conv.kernel_size), dilation=tuple(conv.dilation))
 
 
-def load_conv(layer: Any, conv: nn.Module) -> Any:
+def load_conv(layer: Any, conv: Any) -> Any:
     """Copy a convolution's weights into a typed convolution and return it, on the same device and dtype."""
     layer.to(device=conv.weight.device, dtype=conv.weight.dtype)
     with torch.no_grad():

@@ -5,6 +5,7 @@ from hggraph.ops.centre_update import centre_update as centre_update
 from hggraph.ops.region_adjacency import region_adjacency as region_adjacency
 from hggraph.ops.region_pool import region_pool as region_pool
 from hggraph.ops.region_unpool import region_unpool as region_unpool
+from hggraph.ops.segment import csr_pointer as csr_pointer
 from hggraph.ops.segment import segment_reduce as segment_reduce
 from hggraph.ops.segment import segment_softmax as segment_softmax
 from hggraph.ops.soft_assign import soft_assign as soft_assign

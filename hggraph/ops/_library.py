@@ -107,7 +107,8 @@ def backend_of(*tensors: Tensor) -> str:
     forced = _forced.get()
     if forced is not None:
         return forced
-    return "triton" if all(tensor.is_cuda for tensor in tensors) else "torch"
+    on_gpu = all(tensor.is_cuda for tensor in tensors)
+    return "triton" if on_gpu and missing_backend("triton") is None else "torch"
 
 
 def kernel(name: str, *tensors: Tensor) -> Any | None:

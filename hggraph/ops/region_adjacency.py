@@ -30,8 +30,8 @@ def region_adjacency(
     ``A_k = S^T Shift_k S``, that is ``A_k[i, j] = sum_p S_ip S_j,p+offset_k`` over the pixels p whose neighbour
     lies inside the image. Then in this order: noise cancelling ``max(0, A_k - A_opposite(k))``, where the
     opposite direction's matrix is the transpose of ``A_k``; entries under 1e-7 to 0; the diagonal to 0; with
-    `max_direction`, for each pair only the strongest direction stays (of those equal up to rounding the first). The direction of
-    offset 0 is the identity.
+    `max_direction`, for each pair only the strongest direction stays (of those equal up to rounding the first).
+    The direction of offset 0 is the identity.
 
     Args:
         assignment: Weights S, shape ``(B, R, H * W)``.

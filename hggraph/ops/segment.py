@@ -79,15 +79,33 @@ def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
     return torch.ops.hggraph.segment_softmax(x, ptr)
 
 
-def csr_pointer(sorted_index: Tensor, num_segments: int) -> Tensor:
-    """Return the bounds ``(num_segments + 1,)`` of equal runs in a sorted index of segments.
+def csr_pointer(index: Tensor, num_segments: int) -> Tensor:
+    """Return the bounds of equal runs in a sorted index, for example in PyG's `batch` vector.
+
+    Args:
+        index: Segment of each entry in ascending order, shape ``(E,)``, long in [0, num_segments).
+        num_segments: N.
+
+    Returns:
+        Shape ``(N + 1,)``, long, from 0 to E.
+
+    Raises:
+        ValueError: if `index` is not sorted (checked on the CPU).
 
     Example:
         >>> csr_pointer(torch.tensor([0, 0, 2]), 3)
         tensor([0, 2, 2, 3])
     """
-    bounds = torch.arange(num_segments + 1, device=sorted_index.device)
-    return torch.searchsorted(sorted_index, bounds)
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.shape[0] > 1:
+        falls = index[1:] < index[:-1]
+        if bool(falls.any()):
+            at = int(falls.to(torch.uint8).argmax())
+            raise ValueError(
+                f"`index` (a `batch` vector, for example) must be sorted in ascending order, got "
+                f"{int(index[at])} before {int(index[at + 1])} at position {at}. Sort it and its rows first."
+            )
+    bounds = torch.arange(num_segments + 1, device=index.device)
+    return torch.searchsorted(index, bounds)
 
 
 def segment_ids(ptr: Tensor, entries: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hggraph.ops.segment import csr_pointer, segment_ids, segment_reduce
+from hggraph.ops.segment import csr_pointer, segment_reduce
 
 __all__ = ["CandidateTiles", "Chunk", "halo_pixels"]
 
@@ -132,7 +132,7 @@ class CandidateTiles:
         return x.reshape(self.batch_size, -1, rows * side, columns * side)[..., : self.size[0], : self.size[1]]
 
     def expand(self, chunk: Chunk, weight: Tensor) -> Tensor:
-        """Spread candidates' weights ``(n, T, G^2)`` over a chunk's regions: ``(n, U, G^2)``; the last counts for none."""
+        """Spread candidates' weights ``(n, T, G^2)`` over a chunk's regions ``(n, U, G^2)``; the last is no region."""
         shape = (*chunk.regions.shape, weight.shape[2])
         return weight.new_zeros(shape).scatter(1, self.own(chunk.column), weight)
 

@@ -52,7 +52,8 @@ def unpool_conv1x1(
         raise ValueError(f"`bias` must have shape ({weight.shape[0]},), got {tuple(bias.shape)}.")
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, z, weight, bias = (None if t is None else t.to(dtype) for t in (x, z, weight, bias))
+        x, z, weight = x.to(dtype), z.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     return torch.ops.hggraph.unpool_conv1x1(x, z, assignment, weight, bias)
 
 

@@ -1,0 +1,21 @@
+"""The commands: ``hggraph graph`` and ``hggraph info``."""
+
+from __future__ import annotations
+
+import typer
+
+from hggraph.cli.graph import make_graphs
+from hggraph.cli.info import show_info
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="hggraph",
+    help="Turn images into graphs of regions, and see what this installation can do.",
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command("graph")(make_graphs)
+app.command("info")(show_info)

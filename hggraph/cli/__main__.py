@@ -1,0 +1,6 @@
+"""``python -m hggraph.cli``: the same as the command ``hggraph``."""
+
+from hggraph.cli import app
+
+if __name__ == "__main__":
+    app(prog_name="hggraph")

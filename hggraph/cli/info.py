@@ -1,0 +1,130 @@
+"""``hggraph info``: versions, devices, and which backend runs which operator."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import platform
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import hggraph
+from hggraph import ops
+from hggraph.ops._library import missing_backend
+
+__all__ = ["show_info"]
+
+# distribution: the extra that brings it, None for what hggraph always needs
+PACKAGES = {
+    "torch": None,
+    "torch-geometric": None,
+    "triton": None,
+    "numpy": None,
+    "pillow": None,
+    "networkx": None,
+    "timm": "models",
+    "torchvision": "models",
+    "lightning": "train",
+    "torchmetrics": "metrics",
+    "scikit-learn": "sklearn",
+    "scikit-image": "road",
+    "rasterio": "raster",
+    "matplotlib": "viz",
+    "torch-scatter": "peers",
+}
+
+
+def show_info() -> None:
+    """Show versions, devices, and which backend runs each operator and why.
+
+    Put this into a bug report.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a file or a pipe has room
+    for title, table in [
+        ("Versions", _versions()),
+        ("Devices", _devices()),
+        ("Operators", _operators()),
+    ]:
+        console.print(Text(title, style="bold"))
+        console.print(table)
+        console.print()
+
+
+def _versions() -> Table:
+    table = _table()
+    table.add_row("hggraph", hggraph.__version__)
+    table.add_row("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    for package, extra in PACKAGES.items():
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+            if extra is not None:
+                version += f' (pip install "hggraph[{extra}]")'
+            elif package == "triton":
+                version += " (comes with PyTorch's GPU builds for Linux)"
+        table.add_row(package, Text(version))
+    return table
+
+
+def _devices() -> Table:
+    table = _table()
+    table.add_row("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        runtime = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        about = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {runtime}"
+        table.add_row(f"cuda:{index}", Text(about))
+    if torch.cuda.device_count() == 0:
+        table.add_row("gpu", "none: PyTorch finds no CUDA or ROCm device")
+    return table
+
+
+def _operators() -> Table:
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    table = Table("operator", *devices, "why not Triton", box=None, padding=(0, 2, 0, 2))
+    for name in operator_names():
+        backends, why = zip(*(backend_on(device, name) for device in devices), strict=True)
+        table.add_row(name, *backends, Text(why[-1]))
+    return table
+
+
+def operator_names() -> list[str]:
+    """Return the names of the operators: the files of `hggraph.ops` that ask for a kernel."""
+    names = sorted(file.name for file in pkgutil.iter_modules(ops.__path__))
+    modules = {name: importlib.import_module(f"hggraph.ops.{name}") for name in names}
+    return [name for name in names if name[0] != "_" and hasattr(modules[name], "kernel")]
+
+
+def backend_on(device: str, name: str) -> tuple[str, str]:
+    """Return the backend that runs an operator on a device, and why that is not Triton.
+
+    Args:
+        device: ``"cpu"`` or a GPU, ``"cuda:0"`` for example.
+        name: Name of the operator.
+
+    Returns:
+        ``"torch"`` or ``"triton"``, and the reason for the first, empty for the second.
+
+    Example:
+        >>> backend_on("cpu", "region_pool")[0]
+        'torch'
+    """
+    reasons = [missing_backend("triton")]
+    if importlib.util.find_spec(f"hggraph.kernels.{name}") is None:
+        reasons.append("there is no Triton kernel of this name yet")
+    if device == "cpu" and reasons == [None]:
+        reasons.append("Triton kernels need tensors on a GPU")
+    why = "; ".join(reason for reason in reasons if reason)
+    return ("torch", why) if why else ("triton", "")
+
+
+def _table() -> Table:
+    return Table(box=None, show_header=False, padding=(0, 2, 0, 2))

@@ -1,0 +1,10 @@
+"""What comes in and goes out: image files, graph files, and writing that leaves no half files."""
+
+from hggraph.data.files import write_atomically as write_atomically
+from hggraph.data.graph_file import load_graph as load_graph
+from hggraph.data.graph_file import save_graph as save_graph
+from hggraph.data.image import ImageError as ImageError
+from hggraph.data.image import list_images as list_images
+from hggraph.data.image import load_attention as load_attention
+from hggraph.data.image import load_image as load_image
+from hggraph.data.image import sample_photo as sample_photo

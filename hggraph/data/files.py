@@ -1,0 +1,64 @@
+"""Writing a file so that its name never stands for half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name in the same folder, then rename it.
+
+    Whoever opens `path`, at any moment, finds the old file, the new file or no file, never a part
+    of one; after a crash or a full disk too, for the bytes are on the disk (fsync) before the name
+    is.
+
+    Args:
+        path: The file to write; a file of this name is replaced. Its folder must exist.
+        write: Gets the temporary name and writes the whole file there. The name has the suffix of
+            `path`, so that libraries that choose the format by the suffix choose the same.
+
+    Raises:
+        OSError: if the folder is missing or not writable, or the disk is full.
+        Exception: whatever `write` raises. In each case the temporary file is removed and a file
+            that was at `path` before is still there, unchanged.
+
+    Note:
+        A process that is killed outright (SIGKILL, power cut) leaves a hidden file ``.<8 hex
+        digits>.tmp<suffix>``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = Path(folder, "note.txt")
+        ...     write_atomically(target, lambda temporary: temporary.write_text("all of it"))
+        ...     target.read_text(), len(list(Path(folder).iterdir()))
+        ('all of it', 1)
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C too
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(
+        OSError
+    ):  # a folder cannot be opened on Windows, nor synced on some network drives
+        _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    # a folder opens for reading only; Windows syncs a file only if it is open for writing
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

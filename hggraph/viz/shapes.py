@@ -1,0 +1,164 @@
+"""The shapes that a figure draws, as arrays: arrows, borders, the strongest neighbours."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hggraph.graph import RegionAdjacency
+from hggraph.stencil import Stencil
+
+__all__ = [
+    "arrow_polygons",
+    "border_segments",
+    "direction_colors",
+    "majority",
+    "shown_directions",
+    "strongest_neighbors",
+]
+
+Floats = NDArray[np.floating[Any]]
+
+# Okabe and Ito's colours, which stay apart for colour-blind eyes
+_PALETTE = {(-1, 0): "#0072b2", (0, 1): "#d55e00", (1, 0): "#009e73", (0, -1): "#b0468c"}
+
+
+def shown_directions(stencil: Stencil) -> list[int]:
+    """Return the directions to draw: those along an axis, or if there are none, all but the centre.
+
+    Diagonals are left out to avoid clutter, as in the HG-Conv paper's Fig. 5.
+    """
+    axial = [k for k, offset in enumerate(stencil) if sum(value != 0 for value in offset) == 1]
+    return axial or [k for k, offset in enumerate(stencil) if any(offset)]
+
+
+def direction_colors(stencil: Stencil) -> list[str]:
+    """Return one colour per direction of the stencil: equal angles have equal colours."""
+    colors = []
+    for dy, dx in stencil:
+        steps = max(abs(dy), abs(dx), 1)
+        unit = (dy // steps, dx // steps) if dy % steps == dx % steps == 0 else None
+        if unit in _PALETTE:
+            colors.append(_PALETTE[unit])
+        else:
+            red, green, blue = colorsys.hsv_to_rgb(math.atan2(dy, dx) / math.tau % 1, 0.8, 0.75)
+            colors.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
+    return colors
+
+
+def strongest_neighbors(
+    adjacency: RegionAdjacency, directions: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return of each region and direction the neighbour with the largest weight.
+
+    Args:
+        adjacency: Of one image.
+        directions: Indices of the stencil's directions to look at.
+
+    Returns:
+        ``target, source, edge_type, weight``, each ``(E,)`` on the CPU: region `target` has region
+        `source` in direction `edge_type`. A region is no neighbour of itself.
+    """
+    (source, target), edge_type, weight = (part.cpu() for part in adjacency.to_edges())
+    keep = (source != target) & torch.isin(edge_type, torch.tensor(directions))
+    source, target, edge_type, weight = source[keep], target[keep], edge_type[keep], weight[keep]
+    order = weight.argsort(descending=True, stable=True)
+    slot = (target * len(adjacency.stencil) + edge_type)[order]
+    order = order[slot.argsort(stable=True)]
+    slot = (target * len(adjacency.stencil) + edge_type)[order]
+    first = torch.ones_like(slot, dtype=torch.bool)
+    first[1:] = slot[1:] != slot[:-1]
+    order = order[first]
+    return target[order], source[order], edge_type[order], weight[order]
+
+
+def majority(labels: NDArray[np.int64], rounds: int = 3) -> NDArray[np.int64]:
+    """Give each pixel the label that most of its 3 x 3 neighbours have, so that specks vanish.
+
+    Args:
+        labels: Shape ``(H, W)``.
+        rounds: How often.
+
+    Returns:
+        Shape ``(H, W)``; of equally frequent labels a pixel keeps its own.
+    """
+    height, width = labels.shape
+    taps = [(1, 1), *((y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1))]
+    for _ in range(rounds):
+        padded = np.pad(labels, 1, mode="edge")
+        near = [padded[y : y + height, x : x + width] for y, x in taps]
+        most = np.zeros(labels.shape, dtype=np.int8)
+        winner = labels
+        for candidate in near:
+            votes = np.zeros(labels.shape, dtype=np.int8)
+            for other in near:
+                votes += candidate == other
+            winner = np.where(votes > most, candidate, winner)
+            most = np.maximum(most, votes)
+        labels = winner
+    return labels
+
+
+def border_segments(labels: NDArray[np.int64]) -> Floats:
+    """Return the lines between pixels of different labels.
+
+    Args:
+        labels: Shape ``(H, W)``.
+
+    Returns:
+        Shape ``(S, 2, 2)``: segment, end, (x, y), where the pixel (y, x) covers from x - 0.5 to x +
+        0.5.
+    """
+    across = _runs(labels[:-1] != labels[1:])  # horizontal lines, (line, start, stop)
+    down = _runs((labels[:, :-1] != labels[:, 1:]).T)
+    horizontal = np.stack([across[:, [1, 0]], across[:, [2, 0]]], 1)
+    vertical = np.stack([down[:, [0, 1]], down[:, [0, 2]]], 1)
+    shift_horizontal, shift_vertical = np.array([-0.5, 0.5]), np.array([0.5, -0.5])
+    return np.concatenate([horizontal + shift_horizontal, vertical + shift_vertical])
+
+
+def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return (row, start, stop) of each run of True in a row."""
+    change = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(change == 1)
+    return np.stack([rows, starts, np.nonzero(change == -1)[1]], 1)
+
+
+def arrow_polygons(start: Floats, stop: Floats, width: Floats, *, lane: float = 0.0) -> Floats:
+    """Return arrows as polygons of seven corners.
+
+    Args:
+        start: Tails, shape ``(E, 2)``, in (x, y).
+        stop: Tips, shape ``(E, 2)``.
+        width: Widths of the shafts, shape ``(E,)``, in the same unit.
+        lane: Every arrow keeps this far to its right, so that two opposite ones run side by side.
+
+    Returns:
+        Shape ``(E, 7, 2)``. An arrow of no length is a point.
+    """
+    along = stop - start
+    length = np.hypot(*along.T)[:, None]
+    along = along / np.maximum(length, 1e-9)
+    right = np.stack([-along[:, 1], along[:, 0]], 1)  # y points down
+    half = np.minimum(width[:, None] / 2, length / 8)
+    head = np.minimum(7 * half, 0.5 * length)
+    flare = np.minimum(2.6 * half, head)
+    shift = right * np.minimum(lane, length / 4)
+    start, stop = start + shift, stop + shift
+    neck = stop - along * head
+    corners = [
+        start + right * half,
+        neck + right * half,
+        neck + right * flare,
+        stop,
+        neck - right * flare,
+        neck - right * half,
+        start - right * half,
+    ]
+    return np.stack(corners, 1)

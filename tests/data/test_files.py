@@ -1,0 +1,140 @@
+"""A file is whole or not there, whoever interrupts its writing; graphs come back as they went."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch_geometric.data import Batch, Data
+
+from hggraph.data import load_graph, save_graph, write_atomically
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "note.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("one"))
+    write_atomically(str(path), lambda temporary: temporary.write_text("two"))
+    assert path.read_text() == "two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_name(tmp_path):
+    seen = []
+
+    def write(temporary: Path) -> None:
+        seen.append(temporary)
+        temporary.touch()
+
+    write_atomically(tmp_path / ("a" * 240 + ".tar.gz"), write)  # no room for a longer name
+    (temporary,) = seen
+    assert temporary.parent == tmp_path and temporary.suffix == ".gz"
+    assert temporary.name.startswith(".")  # so that a folder of images does not show it
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_permissions_are_the_users_usual_ones(tmp_path):
+    (tmp_path / "usual").touch()
+    write_atomically(tmp_path / "a", lambda temporary: temporary.touch())
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_error_leaves_the_old_file(error, tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(path, write)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writer_that_writes_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "a", lambda temporary: None)
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "no" / "a", lambda temporary: temporary.touch())
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+write_atomically = runpy.run_path(sys.argv[2])["write_atomically"]  # alone, for speed
+
+def write(temporary):
+    with temporary.open("wb") as file:
+        file.write(bytes(1_000_000))
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_kill_in_the_middle(tmp_path):
+    path = tmp_path / "note.bin"
+    path.write_bytes(b"old")
+    source = ROOT / "hggraph" / "data" / "files.py"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(source)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    left = [entry for entry in tmp_path.iterdir() if entry != path]
+    assert all(entry.name.startswith(".") for entry in left)
+
+
+def graph() -> Data:
+    return Data(
+        x=torch.rand(3, 2),
+        edge_index=torch.tensor([[0, 1], [1, 2]]),
+        edge_weight=torch.rand(2, 2).T[0],
+        num_nodes=3,
+        name="a",
+    )
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_graph_comes_back(suffix, tmp_path):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    path = tmp_path / f"graph{suffix}"
+    data = graph()
+    save_graph(data, path)
+    back = load_graph(path)
+    assert set(back.keys()) == set(data.keys())
+    for key, value in data.to_dict().items():
+        assert torch.equal(back[key], value) if torch.is_tensor(value) else back[key] == value
+    first = path.read_bytes()
+    save_graph(data, path)
+    assert path.read_bytes() == first  # nothing in it depends on the temporary name
+
+
+def test_graph_of_a_batch_is_small_and_loads_safely(tmp_path):
+    batch = Batch.from_data_list([Data(x=torch.rand(1000, 8)) for _ in range(20)])
+    save_graph(batch[3], tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 2 * 1000 * 8 * 4
+    values = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert torch.equal(Data.from_dict(values).x, batch[3].x)
+
+
+def test_other_suffix(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.pt or \.safetensors"):
+        save_graph(graph(), tmp_path / "a.pkl")
+    with pytest.raises(ValueError, match=r"must end in \.pt or \.safetensors"):
+        load_graph(tmp_path / "a.pkl")
+
+
+def test_safetensors_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        save_graph(graph(), tmp_path / "a.safetensors")
