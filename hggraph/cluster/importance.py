@@ -105,7 +105,7 @@ def uncertainty_attention(prob: Tensor) -> Tensor:
     if prob.shape[1] == 1:
         return torch.zeros_like(prob[:, 0])
     tiny = torch.finfo(prob.dtype).tiny  # keeps the gradient at 0 finite
-    entropy = -(prob * prob.clamp(min=tiny).log()).sum(1)
+    entropy = (prob * -prob.clamp(min=tiny).log()).sum(1)
     return (entropy / math.log(prob.shape[1])).clamp(0, 1)
 
 

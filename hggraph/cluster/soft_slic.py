@@ -134,7 +134,7 @@ def _nearest_means(tiles: CandidateTiles, split: Tensor) -> Tensor:
     sums, counts = [], []
     for chunk in tiles.chunks:
         shape = (*chunk.regions.shape, split.shape[2])
-        spread = split.new_zeros(shape).scatter_(1, tiles.own(chunk.nearest), 1)
+        spread = split.new_zeros(shape).scatter_(1, tiles.own(chunk.column[:, :1]), 1)
         sums.append(torch.bmm(spread, split[chunk.tiles].transpose(1, 2)))
         counts.append(spread.sum(2, keepdim=True))
     return tiles.reduce(sums) / tiles.reduce(counts)

@@ -100,17 +100,15 @@ class RegionAdjacency:
 
         Computed once, unless the weights are a parameter, which may change and be differentiated again.
         """
-        kept = self._normalized
+        kept, weight = self._normalized, self._dense if self._edges is None else self._edges[2]
+        assert weight is not None
         # what was computed without a graph does not serve where one is needed
-        if kept is None or (torch.is_grad_enabled() and self._requires_grad() and not kept.requires_grad):
+        needed = torch.is_grad_enabled() and weight.requires_grad
+        if kept is None or (needed and not kept.requires_grad):
             dense = self.to_dense()
             kept = dense / dense.sum(-1, keepdim=True).clamp(min=EPSILON)
-            self._normalized = None if dense.requires_grad and dense.is_leaf else kept
+            self._normalized = None if weight.requires_grad and weight.is_leaf else kept
         return kept
-
-    def _requires_grad(self) -> bool:
-        weight = self._dense if self._edges is None else self._edges[2]
-        return weight is not None and weight.requires_grad
 
     def __repr__(self) -> str:
         """Show sizes."""

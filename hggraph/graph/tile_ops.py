@@ -44,9 +44,15 @@ def tile_adjacency(
     reach = max(stencil.reach)
     if reach > tiles.reach:
         wider = CandidateTiles.build(tiles.centers, tiles.size, tiles.num_candidates, reach=reach)
-        return tile_adjacency(wider, _reordered(tiles, weight, wider), stencil, noise_cancel, max_direction)
+        return tile_adjacency(wider, weight, stencil, noise_cancel, max_direction)
     half = [k for k, other in enumerate(stencil.opposite) if k != stencil.center and (other is None or k < other)]
     total = tiles.batch_size * tiles.num_regions
+    if not half:  # the centre alone: no pair of regions touches
+        none = tiles.centers.new_empty(0)
+        empty = weight.new_zeros(0, 0)
+        return _clean_edges(
+            none, none, (empty, empty), half, stencil, total, noise_cancel, max_direction
+        )
     rows = weight.transpose(1, 2).flatten(0, 1)  # candidates innermost: a pixel of the halo is one row
     keys, values = [], []
     for chunk in tiles.chunks:
@@ -62,12 +68,6 @@ def tile_adjacency(
     strength = segment_reduce(torch.cat(values), ptr, order)  # (pairs, K)
     low, high = unique // total, unique % total
     return _clean_edges(low, high, strength.chunk(2, 1), half, stencil, total, noise_cancel, max_direction)
-
-
-def _reordered(tiles: CandidateTiles, weight: Tensor, others: CandidateTiles) -> Tensor:
-    """Return the weights in the order in which other tiles of the same candidates have them."""
-    by_region = weight.gather(1, tiles.index().argsort(1))
-    return by_region.gather(1, others.index().argsort(1).argsort(1))
 
 
 def _with_halo(tiles: CandidateTiles, chunk: Chunk, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,13 +90,8 @@ class HGConv(MessagePassing):
             >>> HGConv.from_conv(nn.Conv2d(3, 8, 3, padding=1))
             HGConv(3, 8, stencil=Stencil(3x3, dilation=1))
         """
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv_stencil(conv),
-            groups=conv.groups,
-            bias=conv.bias is not None,
-        )
+        stencil = conv_stencil(conv)
+        layer = cls(conv.in_channels, conv.out_channels, stencil, groups=conv.groups, bias=conv.bias is not None)
         return load_conv(layer, conv)
 
     def to_conv(self, *, stride: int = 1) -> nn.Conv2d | nn.Conv3d:

@@ -31,16 +31,14 @@ class Chunk:
         tiles: Number of each tile, shape ``(n,)``.
         regions: Flat region numbers ``b * R + r`` of each tile in ascending order, shape ``(n, U)``, padded with
             ``B * R``; the last of each tile is padding.
-        column: For each pixel the positions of its candidates in `regions`, int16, shape
+        column: For each pixel the positions of its candidates in `regions`, the nearest first, int16, shape
             ``(n, T, (G + 2 reach)^2)``: the tile's own pixels and those of the halo around it. Pixels outside the
             image point to the last position, and so to no region.
-        nearest: Position of the nearest centre, shape ``(n, 1, (G + 2 reach)^2)``, int16.
     """
 
     tiles: Tensor
     regions: Tensor
     column: Tensor
-    nearest: Tensor
 
 
 @dataclass(frozen=True)
@@ -198,15 +196,14 @@ class CandidateTiles:
         longest = max(chunk.regions.shape[1] for chunk in selected)
         tiles = torch.cat([chunk.tiles for chunk in selected])
         regions = torch.cat([F.pad(c.regions, (0, longest - c.regions.shape[1]), value=padding) for c in selected])
-        columns = [torch.cat(parts) for parts in zip(*((c.column, c.nearest) for c in selected), strict=True)]
+        column = torch.cat([chunk.column for chunk in selected])
         count = (regions < padding).sum(1)
         order = torch.argsort(count, stable=True)
         for first, last, longest in self._groups(count[order].tolist()):
             rows = order[first:last]
-            parts = (part[rows] for part in columns)
             # from here on the last position of the list stands for the outside
-            column, nearest = (torch.where(part < 0, longest, part) for part in parts)
-            yield Chunk(tiles[rows], regions[rows, : longest + 1], column, nearest)
+            own = column[rows]
+            yield Chunk(tiles[rows], regions[rows, : longest + 1], own.masked_fill_(own < 0, longest))
 
     def _groups(self, lengths: list[int]) -> Iterator[tuple[int, int, int]]:
         """Cut ascending lengths into runs (first, last, longest): small once padded, and little of it padding."""
@@ -241,7 +238,8 @@ class CandidateTiles:
         rank = torch.arange(length, device=tiles.device)
         dx = dx * length + rank + torch.where(regions == padding, limit, 0)[:, None, :]
         key = ((dy * length).to(dtype)[:, :, None, :] + dx.to(dtype)[:, None, :, :]).flatten(1, 2)
-        key, column = key.topk(self.num_candidates, dim=2, largest=False, sorted=False)  # (n, pixels, T)
+        # sorted, so that a pixel has its candidates in one order in its own tile and in its neighbours' halos
+        column = key.topk(self.num_candidates, dim=2, largest=False, sorted=True).indices  # (n, pixels, T)
         outside = ((y < 0) | (y >= self.size[0]))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
         column.masked_fill_(outside.flatten(1)[..., None], length - 1)
 
@@ -251,7 +249,7 @@ class CandidateTiles:
         shorter = torch.full_like(regions, padding)
         shorter.scatter_(1, place.where(used, length - 1), torch.where(used, regions, padding))
         column = place.to(torch.int16).gather(1, column.flatten(1)).view_as(column).transpose(1, 2)  # (n, T, pixels)
-        return Chunk(tiles, shorter, column, column.gather(1, key.argmin(2)[:, None]))
+        return Chunk(tiles, shorter, column)
 
 
 def halo_pixels(side: int, reach: int, device: torch.device) -> Tensor:
