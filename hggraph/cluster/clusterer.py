@@ -26,8 +26,8 @@ class SoftSLIC(nn.Module):
 
     `feature_scale` maps features to the space in which distances are exponents:
 
-    - ``"auto"``: each image is multiplied by one number, so that the mean squared distance of its pixels from
-      their mean is 9. Entries then fall below the threshold for very different pixels and stay for similar ones,
+    - ``"auto"``: each image, less its mean, is multiplied by one number, so that the mean squared distance of its
+      pixels from their mean is 9. Entries then fall below the threshold for very different pixels and stay for similar ones,
       whatever the number of channels and their size.
     - ``"none"``: features as they are, the paper to the letter.
     - ``"photo"``: CIELAB and scaled positions, for images with values in [0, 1] (see `photo_features`).
@@ -119,7 +119,7 @@ class SoftSLIC(nn.Module):
     def forward(self, x: Tensor, attention: Tensor | None = None) -> Assignment:
         """Cluster a map; see the class for shapes."""
         check_features("x", x)
-        features, scale = self._features(x)
+        features, affine = self._features(x)
         with torch.no_grad():
             importance = self._importance(x, features, attention)
             num_regions = self.regions_for((x.shape[2], x.shape[3]))
@@ -129,12 +129,13 @@ class SoftSLIC(nn.Module):
         assignment = soft_slic(
             features, seeds, iterations=self.iterations, threshold=self.threshold, candidates=self.candidates
         )
-        if scale is not None and assignment.centers is not None:
-            assignment.known_centers = (x, assignment.centers / scale.view(-1, 1, 1))
+        if affine is not None and assignment.centers is not None:
+            scale, shift = (value.flatten(2).transpose(1, 2) for value in affine)
+            assignment.known_centers = (x, assignment.centers / scale + shift)
         return assignment
 
-    def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the features to cluster and, where they are `x` times one number per image, that number."""
+    def _features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return the features to cluster and, where they are ``scale * (x - shift)``, scale and shift."""
         if self.detach:
             x = x.detach()
         if self.feature_scale == "photo":
@@ -142,17 +143,16 @@ class SoftSLIC(nn.Module):
             photo = x.to(compute_dtype(x))
             return photo_features(photo, self.regions_for((x.shape[2], x.shape[3]))), None
         features = x if self.projection is None else self.projection(x)
-        if features.dtype != torch.float64:
-            features = features.float()
-        if self.feature_scale == "none":
-            scale = features.new_ones(features.shape[0])
-        elif self.feature_scale == "auto":
-            scale = spread_scale(features)
-        else:
-            scale = features.new_full((features.shape[0],), float(self.feature_scale))
-        if self.feature_scale != "none":
-            features = features * scale.view(-1, 1, 1, 1)
-        return features, scale if self.projection is None else None
+        features = features.to(compute_dtype(features))
+        scale, shift = features.new_ones(len(x), 1, 1, 1), features.new_zeros(len(x), 1, 1, 1)
+        if self.feature_scale == "auto":
+            # distances are the same without the mean, and lose no digits to it
+            scale, shift = spread_scale(features).view(-1, 1, 1, 1), features.mean((2, 3), keepdim=True)
+            features = torch.addcmul(-scale * shift, features, scale)
+        elif self.feature_scale != "none":
+            scale = scale * float(self.feature_scale)
+            features = features * scale
+        return features, (scale, shift) if self.projection is None else None
 
     def _importance(self, x: Tensor, features: Tensor, attention: Tensor | None) -> Tensor:
         # a photo's positions differ by the same step everywhere and would only flatten the map

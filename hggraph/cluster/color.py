@@ -37,7 +37,8 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     linear = torch.where(rgb > 0.04045, _power((rgb.clamp(min=0.04045) + 0.055) / 1.055, 2.4), rgb / 12.92)
     matrix = torch.tensor(_XYZ, dtype=rgb.dtype, device=rgb.device)
     matrix = matrix / torch.tensor(_WHITE, dtype=rgb.dtype, device=rgb.device)[:, None]
-    xyz = (matrix @ linear.flatten(2)).view_as(rgb)
+    with torch.autocast(rgb.device.type, enabled=False):
+        xyz = (matrix @ linear.flatten(2)).view_as(rgb)
     cubic = torch.where(xyz > 0.008856, _power(xyz.clamp(min=0.008856), 1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = cubic.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)

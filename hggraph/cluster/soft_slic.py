@@ -45,8 +45,8 @@ def soft_slic(
         no host synchronisation on a GPU.
 
     Raises:
-        ValueError: if an argument is out of range, `x` is not finite, there are more regions than pixels, or
-            all pairs would be more than 2^30 (use `candidates`).
+        ValueError: if an argument is out of range, `x` is not finite, there are more regions than pixels, a
+            centre stands twice, or all pairs would be more than 2^30 (use `candidates`).
         TypeError: if `x` is not floating point.
 
     Example:
@@ -63,6 +63,8 @@ def soft_slic(
     check_num_regions(centers.shape[1], height, width)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         check_range("centers", centers, height * width, "They are flat pixel indices y * W + x.")
+        if (centers.sort(1).values.diff(dim=1) == 0).any():
+            raise ValueError("`centers` must be different pixels in each image, got one twice.")
         finite = torch.isfinite(x.detach().sum())
         if not finite and not torch.isfinite(x.detach()).all():
             raise ValueError("`x` must be finite, got NaN or infinite values. Check the image or the layers before.")
