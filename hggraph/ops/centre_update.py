@@ -130,7 +130,14 @@ def _backward_fake(
     )
 
 
-@operator("centre_update_backward", fake=_backward_fake)
+@operator(
+    "centre_update_backward",
+    fake=_backward_fake,
+    # the weights again and the distances' two gradients in C channels; two products in the values' channels
+    flops=lambda grad, grad_log_sum, x, centers, candidates, values, *_, **__: (
+        x[0] * x[2] * centers[1] * (6 * x[1] + 4 * (x if values is None else values)[1])
+    ),
+)
 def _centre_update_backward(
     grad: Tensor,
     grad_log_sum: Tensor,

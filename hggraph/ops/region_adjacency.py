@@ -189,6 +189,9 @@ def _region_adjacency(
 @operator(
     "region_adjacency_backward",
     fake=lambda grad, assignment, *_: assignment.new_empty(assignment.shape),
+    flops=lambda grad, assignment, out, size, offsets, *_, **__: (
+        4 * assignment[0] * assignment[1] ** 2 * assignment[2] * len(opposite_pairs(offsets))
+    ),
 )
 def _region_adjacency_backward(
     grad: Tensor,

@@ -207,7 +207,13 @@ def _segment_reduce_backward_fake(
     )
 
 
-@operator("segment_reduce_backward", fake=_segment_reduce_backward_fake)
+@operator(
+    "segment_reduce_backward",
+    fake=_segment_reduce_backward_fake,
+    flops=lambda grad, x, ptr, index, weight, *_, **__: (
+        (x if index is None else index)[0] * x[1] * (2 if weight is None else 4)
+    ),
+)
 def _segment_reduce_backward(
     grad: Tensor,
     x: Tensor,
@@ -217,6 +223,8 @@ def _segment_reduce_backward(
     out: Tensor | None,
     reduce: str,
 ) -> tuple[Tensor, Tensor]:
+    if (triton := kernel("segment", x)) is not None:
+        return triton.segment_reduce_backward(grad, x, ptr, index, weight, out, reduce)
     entry = _arange_if_none(x, index)
     segment = segment_ids(ptr, entry.shape[0])
     grad_weight = x.new_empty(0)

@@ -120,6 +120,7 @@ def _soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshol
 @operator(
     "soft_assign_backward",
     fake=lambda grad, x, centers, *_: (x.new_empty(x.shape), centers.new_empty(centers.shape)),
+    flops=lambda grad, x, centers, *_, **__: 4 * x[0] * x[1] * x[2] * centers[1],
 )
 def _soft_assign_backward(
     grad: Tensor, x: Tensor, centers: Tensor, candidates: Tensor | None, weight: Tensor

@@ -294,7 +294,13 @@ def _typed_aggregate_backward_fake(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), coefficient.new_empty(coefficient.shape)
 
 
-@operator("typed_aggregate_backward", fake=_typed_aggregate_backward_fake)
+@operator(
+    "typed_aggregate_backward",
+    fake=_typed_aggregate_backward_fake,
+    flops=lambda grad, x, weight, coefficient, ptr, source, groups, **_: (
+        6 * source[0] * x[1] + 4 * (ptr[0] - 1) * weight[1] * weight[2]
+    ),
+)
 def _typed_aggregate_backward(
     grad: Tensor, x: Tensor, weight: Tensor, coefficient: Tensor, ptr: Tensor, source: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:

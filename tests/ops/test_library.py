@@ -192,6 +192,29 @@ def test_flops_variants():
     assert counter.get_total_flops() == 2 * 6 * 3
 
 
+# Operations of the backward operators for the arguments in FLOPS, by hand.
+BACKWARD_FLOPS = {
+    "segment_reduce": 2 * 6 * 3,
+    "soft_assign": 2 * 2 * (2 * 6 * 4) * 3,  # for pixels and for centres
+    # distances again and their two gradients; weights' and values' gradients
+    "centre_update": 2 * (2 * 6 * 4) * (3 * 3 + 2 * 5),
+    "region_adjacency": 2 * (4 * 2 * 2 * (4 * 4) * 12),
+    # aggregates again, their gradient scattered, that of the coefficients; two products
+    "typed_aggregate": 3 * (2 * 6 * 4) + 2 * (2 * (2 * 2) * (2 * 6)),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD_FLOPS)
+def test_flops_backward(name):
+    make, forward = FLOPS[name]
+    arguments = make()
+    with FlopCounterMode(display=False) as counter:
+        out = getattr(torch.ops.hggraph, name)(*arguments)
+        sum(part.sum() for part in (out if isinstance(out, tuple) else (out,))).backward()
+    counts = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    assert counts == {f"hggraph.{name}": forward, f"hggraph.{name}_backward": BACKWARD_FLOPS[name]}
+
+
 def test_compile():
     """The network path is one graph, forward and backward, and another image size works too."""
 
