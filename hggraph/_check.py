@@ -21,8 +21,7 @@ def check_features(name: str, x: Tensor, shape: str = "(B, C, H, W)") -> None:
     check_ndim(name, x, 4, shape=shape)
     if not x.is_floating_point():
         raise TypeError(
-            f"`{name}` must be floating point, got {x.dtype}. "
-            f"Convert an 8-bit image with `{name}.float() / 255`."
+            f"`{name}` must be floating point, got {x.dtype}. Convert an 8-bit image with `{name}.float() / 255`."
         )
     if 0 in x.shape[1:]:
         raise ValueError(f"`{name}` must have at least one channel and one pixel, got shape {tuple(x.shape)}.")

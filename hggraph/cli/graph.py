@@ -72,9 +72,7 @@ def make_graphs(
     ] = None,
     downsample: Annotated[
         float | None,
-        typer.Option(
-            metavar="D", min=1, help="Pixels per region, instead of --regions.", show_default=False
-        ),
+        typer.Option(metavar="D", min=1, help="Pixels per region, instead of --regions.", show_default=False),
     ] = None,
     attention: Annotated[
         Path | None,
@@ -94,17 +92,11 @@ def make_graphs(
             help="A pixel may belong to one of its T nearest centres only; 0: to any (slow).",
         ),
     ] = 9,
-    graph_format: Annotated[
-        Format, typer.Option("--format", help="File format of the PyG graph.")
-    ] = Format.pt,
-    figure: Annotated[
-        bool, typer.Option("--figure/--no-figure", help="Draw a figure of each image's regions.")
-    ] = True,
+    graph_format: Annotated[Format, typer.Option("--format", help="File format of the PyG graph.")] = Format.pt,
+    figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw a figure of each image's regions.")] = True,
     max_pixels: Annotated[
         int,
-        typer.Option(
-            metavar="P", min=1, max=MAX_PIXELS, help="Refuse images that declare more pixels."
-        ),
+        typer.Option(metavar="P", min=1, max=MAX_PIXELS, help="Refuse images that declare more pixels."),
     ] = MAX_PIXELS,
 ) -> None:
     """Turn images into graphs: regions are nodes, and edges say in which direction they touch.
@@ -137,9 +129,7 @@ def make_graphs(
         ).eval()
 
     def convert(job: Job) -> tuple[Data, tuple[int, int]]:
-        image = (
-            sample_photo() if job.image is None else load_image(job.image, max_pixels=max_pixels)
-        )
+        image = sample_photo() if job.image is None else load_image(job.image, max_pixels=max_pixels)
         size = (image.shape[1], image.shape[2])
         focus = None if job.attention is None else load_attention(job.attention, size)
         num_regions = regions

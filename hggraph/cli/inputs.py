@@ -35,9 +35,7 @@ class Job:
         return f"sample photo {SAMPLE!r}" if self.image is None else self.image.name
 
 
-def plan_jobs(
-    paths: list[Path], out: Path, endings: list[str], attention: Path | None
-) -> list[Job]:
+def plan_jobs(paths: list[Path], out: Path, endings: list[str], attention: Path | None) -> list[Job]:
     """Find the images and name their results, before anything is computed.
 
     Args:
@@ -69,9 +67,7 @@ def plan_jobs(
         for ending in endings:
             overwritten = inputs.get((out / f"{job.name}{ending}").resolve())
             if overwritten is not None:
-                raise typer.BadParameter(
-                    f"the results would be written over {overwritten}; choose another --out."
-                )
+                raise typer.BadParameter(f"the results would be written over {overwritten}; choose another --out.")
     return jobs
 
 
@@ -79,9 +75,7 @@ def _names(images: list[Path]) -> list[str]:
     """Return the stems; where some are equal, with their folder's name; then with a number."""
 
     def repeated(names: list[str]) -> list[bool]:
-        count = Counter(
-            name.casefold() for name in names
-        )  # as file systems that ignore case see it
+        count = Counter(name.casefold() for name in names)  # as file systems that ignore case see it
         return [count[name.casefold()] > 1 for name in names]
 
     names = [image.stem for image in images]

@@ -27,8 +27,8 @@ class SoftSLIC(nn.Module):
     `feature_scale` maps features to the space in which distances are exponents:
 
     - ``"auto"``: each image, less its mean, is multiplied by one number, so that the mean squared distance of its
-      pixels from their mean is 9. Entries then fall below the threshold for very different pixels and stay for similar ones,
-      whatever the number of channels and their size.
+      pixels from their mean is 9. Entries then fall below the threshold for very different pixels and stay for
+      similar ones, whatever the number of channels and their size.
     - ``"none"``: features as they are, the paper to the letter.
     - ``"photo"``: CIELAB and scaled positions, for images with values in [0, 1] (see `photo_features`).
     - a number: features times that number.

@@ -49,9 +49,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     except BaseException:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(
-        OSError
-    ):  # a folder cannot be opened on Windows, nor synced on some network drives
+    with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
         _flush_to_disk(path.parent)
 
 

@@ -74,9 +74,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div_(255).contiguous()
 
 
-def load_attention(
-    path: str | Path, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
-) -> Tensor:
+def load_attention(path: str | Path, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read an attention map: black 0, white 1, colours by their brightness, transparent parts 0.
 
     Args:
@@ -170,8 +168,7 @@ def sample_photo(name: str = "china") -> Tensor:
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise ImportError(
-            "The sample photos come with scikit-learn, which is not installed: "
-            'pip install "hggraph[sklearn]"'
+            'The sample photos come with scikit-learn, which is not installed: pip install "hggraph[sklearn]"'
         ) from error
     pixels = np.array(load_sample_image(f"{name}.jpg"))
     return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div_(255).contiguous()

@@ -189,9 +189,7 @@ class Assignment:
         if self.tiles is None:
             return ops.unpool_conv1x1(x.flatten(2), z, self._weight, weight, bias).unflatten(2, self.size)
         if weight.shape[1] != x.shape[1] + z.shape[2]:
-            raise ValueError(
-                f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}."
-            )
+            raise ValueError(f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}.")
         on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
         return torch.nn.functional.conv2d(x, on_pixels[..., None, None], bias) + self.unpool(z @ on_regions.t())
 

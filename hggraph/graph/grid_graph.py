@@ -68,9 +68,7 @@ def grid_graph(
 
     num_nodes, num_targets = int(torch.tensor(size).prod()), inside.shape[0]
     image = torch.arange(batch_size, device=device)[:, None]
-    edge_index = torch.stack(
-        [(source + image * num_nodes).flatten(), (target + image * num_targets).flatten()]
-    )
+    edge_index = torch.stack([(source + image * num_nodes).flatten(), (target + image * num_targets).flatten()])
     return Data(
         edge_index=edge_index,
         edge_type=edge_type.repeat(batch_size),

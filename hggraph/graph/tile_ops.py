@@ -50,9 +50,7 @@ def tile_adjacency(
     if not half:  # the centre alone: no pair of regions touches
         none = tiles.centers.new_empty(0)
         empty = weight.new_zeros(0, 0)
-        return _clean_edges(
-            none, none, (empty, empty), half, stencil, total, noise_cancel, max_direction
-        )
+        return _clean_edges(none, none, (empty, empty), half, stencil, total, noise_cancel, max_direction)
     rows = weight.transpose(1, 2).flatten(0, 1)  # candidates innermost: a pixel of the halo is one row
     keys, values = [], []
     for chunk in tiles.chunks:

@@ -142,9 +142,7 @@ class HGConv(MessagePassing):
     ) -> Tensor:
         num_targets = x.shape[0] if num_targets is None else num_targets
         check_range("edge_index[1]", edge_index[1], num_targets)
-        check_range(
-            "edge_type", edge_type, len(self.stencil), "Was the graph built with another stencil?"
-        )
+        check_range("edge_type", edge_type, len(self.stencil), "Was the graph built with another stencil?")
         strength = x.new_ones(edge_type.shape[0]) if edge_weight is None else edge_weight.to(x.dtype)
         key = edge_index[1] * len(self.stencil) + edge_type
         degree = x.new_zeros(num_targets * len(self.stencil)).index_add(0, key, strength)

@@ -51,9 +51,7 @@ class HGStage(nn.Module):
             (fuse.kernel_size, fuse.stride, fuse.groups) != ((1, 1), (1, 1), 1)
             or fuse.padding not in ((0, 0), "same", "valid")
         ):
-            raise ValueError(
-                f"`fuse` must be an ungrouped 1x1 convolution of stride 1 without padding, got {fuse}."
-            )
+            raise ValueError(f"`fuse` must be an ungrouped 1x1 convolution of stride 1 without padding, got {fuse}.")
         self.blocks = nn.ModuleList(blocks)
         self.clusterer = clusterer
         self.stencil = Stencil.square(3) if stencil is None else stencil

@@ -153,9 +153,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     assignment, out = ctx.saved_tensors
-    grad = torch.ops.hggraph.region_adjacency_backward(
-        grad, assignment, out, ctx.size, ctx.offsets, ctx.noise_cancel
-    )
+    grad = torch.ops.hggraph.region_adjacency_backward(grad, assignment, out, ctx.size, ctx.offsets, ctx.noise_cancel)
     return grad, None, None, None, None
 
 

@@ -141,9 +141,7 @@ def gather_scale_sum(x: Tensor, ptr: Tensor, index: Tensor, weight: Tensor | Non
     if x.shape[0] == 0 or x.shape[1] == 0 or index.shape[0] == 0:
         return x.new_zeros(ptr.shape[0] - 1, x.shape[1])
     # an embedding bag is this sum, and PyTorch's is vectorised and threaded over the segments
-    return F.embedding_bag(
-        index, x.contiguous(), ptr, mode="sum", per_sample_weights=weight, include_last_offset=True
-    )
+    return F.embedding_bag(index, x.contiguous(), ptr, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 def transpose_csr(ptr: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,9 +177,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     backward=_backward,
     flops=lambda x, ptr, index, weight, reduce, **_: (x if index is None else index)[0] * x[1] * 2,
 )
-def _segment_reduce(
-    x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str
-) -> Tensor:
+def _segment_reduce(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str) -> Tensor:
     if (triton := kernel("segment", x)) is not None:
         return triton.segment_reduce(x, ptr, index, weight, reduce)
     if reduce == "max":
@@ -193,9 +189,7 @@ def _segment_reduce(
     if reduce == "sum":
         return gather_scale_sum(x, ptr, _arange_if_none(x, index), weight)
     dtype = compute_dtype(x)  # the sum may leave a half's range where the mean does not
-    out = gather_scale_sum(
-        x.to(dtype), ptr, _arange_if_none(x, index), None if weight is None else weight.to(dtype)
-    )
+    out = gather_scale_sum(x.to(dtype), ptr, _arange_if_none(x, index), None if weight is None else weight.to(dtype))
     return out.div_(ptr.diff().clamp(min=1)[:, None]).to(x.dtype)
 
 
@@ -247,9 +241,7 @@ def _segment_reduce_backward(
 def gathered_dot(a: Tensor, a_index: Tensor, b: Tensor, b_index: Tensor, chunk: int = 1 << 22) -> Tensor:
     """Return ``sum_c a[a_index[e], c] * b[b_index[e], c]`` for each e, in pieces that bound the memory."""
     step = max(1, chunk // max(1, a.shape[1]))
-    pieces = [
-        (a[i] * b[j]).sum(1) for i, j in zip(a_index.split(step), b_index.split(step), strict=True)
-    ]
+    pieces = [(a[i] * b[j]).sum(1) for i, j in zip(a_index.split(step), b_index.split(step), strict=True)]
     return torch.cat(pieces) if pieces else a.new_zeros(0)
 
 

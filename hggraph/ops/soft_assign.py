@@ -15,9 +15,7 @@ from hggraph.ops._library import kernel, operator
 __all__ = ["soft_assign"]
 
 
-def soft_assign(
-    x: Tensor, centers: Tensor, candidates: Tensor | None = None, *, threshold: float = 1e-3
-) -> Tensor:
+def soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None = None, *, threshold: float = 1e-3) -> Tensor:
     """Assign each pixel softly to the centres near it in feature space (HG-Conv, Algorithm 1, lines 5 to 8).
 
     ``S_rp = exp(-||x_p - c_r||^2)``, entries not above `threshold` dropped, then each pixel's weights divided by

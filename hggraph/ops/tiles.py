@@ -97,9 +97,7 @@ class CandidateTiles:
             lists.append(flat[entry] + image * regions)
         count, flat = torch.cat(counts), torch.cat(lists)
         partial = cls(size, batch, regions, num_candidates, side, reach, centers, ())
-        return cls(
-            size, batch, regions, num_candidates, side, reach, centers, tuple(partial._chunks(count, flat))
-        )
+        return cls(size, batch, regions, num_candidates, side, reach, centers, tuple(partial._chunks(count, flat)))
 
     @property
     def grid(self) -> tuple[int, int]:

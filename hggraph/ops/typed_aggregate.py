@@ -224,9 +224,7 @@ def _by_group(gathered: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Te
     )
 
 
-def _multiply_backward(
-    grad: Tensor, gathered: Tensor, weight: Tensor, groups: int
-) -> tuple[Tensor, Tensor]:
+def _multiply_backward(grad: Tensor, gathered: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of `_multiply` for aggregates and weight."""
     num, num_directions, channels = gathered.shape
     if groups == 1:

@@ -13,9 +13,7 @@ from hggraph.ops.region_pool import check_assignment
 __all__ = ["unpool_conv1x1"]
 
 
-def unpool_conv1x1(
-    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``conv1x1(concat(x, unpool(z)))`` as ``X Wa + S (Z Wb) + b`` (HG-Conv Sec. 4.4, HG-ResNet).
 
     Exact, as unpooling and the 1x1 convolution are both linear; with R regions much fewer than P pixels the
@@ -57,9 +55,7 @@ def unpool_conv1x1(
     return torch.ops.hggraph.unpool_conv1x1(x, z, assignment, weight, bias)
 
 
-def unpool_conv1x1_reference(
-    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
+def unpool_conv1x1_reference(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the convolution of the concatenation, as the paper draws it."""
     both = torch.cat([x, torch.einsum("brp,brd->bdp", assignment, z)], 1)
     return torch.nn.functional.conv1d(both, weight.unsqueeze(-1), bias)
@@ -92,13 +88,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-    flops=lambda x, z, assignment, weight, bias, **_: (
-        2 * x[0] * weight[0] * (x[2] * (x[1] + z[1]) + z[1] * z[2])
-    ),
+    flops=lambda x, z, assignment, weight, bias, **_: 2 * x[0] * weight[0] * (x[2] * (x[1] + z[1]) + z[1] * z[2]),
 )
-def _unpool_conv1x1(
-    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
+def _unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (triton := kernel("unpool_conv1x1", x)) is not None:
         return triton.unpool_conv1x1(x, z, assignment, weight, bias)
     on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)

@@ -26,9 +26,7 @@ __all__ = [
 _INK = "#1b1f24"
 
 
-def draw_image(
-    axes: Axes, picture: Floats, size: tuple[int, int], step: int, title: str, **options: Any
-) -> None:
+def draw_image(axes: Axes, picture: Floats, size: tuple[int, int], step: int, title: str, **options: Any) -> None:
     """Show a picture that has one pixel for each ``step x step`` pixels of an image of `size`."""
     axes.imshow(picture, extent=_extent(picture, step), **options)
     axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5), xticks=[], yticks=[])
@@ -114,9 +112,7 @@ def draw_compass(axes: Axes, stencil: Stencil, directions: list[int], point: flo
     width, height = right - left, bottom - top
     side = min(40 * point, 0.4 * width, 0.4 * height)
     margin = 0.12 * side
-    inset = axes.inset_axes(
-        (1 - (side + margin) / width, margin / height, side / width, side / height)
-    )
+    inset = axes.inset_axes((1 - (side + margin) / width, margin / height, side / width, side / height))
     inset.set(xlim=(-1.5, 1.5), ylim=(1.5, -1.5), xticks=[], yticks=[], aspect="equal")
     inset.set_facecolor((1, 1, 1, 0.85))
     for spine in inset.spines.values():

@@ -124,9 +124,7 @@ def _matplotlib_figure() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            'Figures need matplotlib, which is not installed: pip install "hggraph[viz]"'
-        ) from error
+        raise ImportError('Figures need matplotlib, which is not installed: pip install "hggraph[viz]"') from error
     return Figure
 
 
@@ -181,32 +179,22 @@ def _draw(
     shown = shown_directions(stencil)
     strong = None
     for panel, adjacency, when in [(before, raw, "before"), (after, clean, "after")]:
-        draw_image(
-            panel, paper_tone(colors), size, step, f"Strongest neighbours, {when} noise cancelling"
-        )
-        target, source, edge_type, weight = (
-            part.numpy() for part in strongest_neighbors(adjacency, shown)
-        )
+        draw_image(panel, paper_tone(colors), size, step, f"Strongest neighbours, {when} noise cancelling")
+        target, source, edge_type, weight = (part.numpy() for part in strongest_neighbors(adjacency, shown))
         if strong is None:  # the same scale in both panels
             strong = float(np.quantile(weight, 0.95)) if len(weight) else 1.0
-        draw_arrows(
-            panel, positions, (target, source, edge_type, weight), stencil, strong, thin * point
-        )
+        draw_arrows(panel, positions, (target, source, edge_type, weight), stencil, strong, thin * point)
         draw_compass(panel, stencil, shown, point)
     return figure
 
 
 def _positions(assignment: Assignment, x: Tensor) -> Floats:
     """Return the mean (x, y) of each region, shape ``(R, 2)``, in pixels."""
-    y, column = torch.meshgrid(
-        *(torch.arange(n, device=x.device) for n in assignment.size), indexing="ij"
-    )
+    y, column = torch.meshgrid(*(torch.arange(n, device=x.device) for n in assignment.size), indexing="ij")
     return assignment.pool(torch.stack([column, y])[None].to(x.dtype))[0].cpu().numpy()
 
 
-def _page(
-    figure_class: type[Figure], aspect: float
-) -> tuple[Figure, list[Axes], tuple[float, float]]:
+def _page(figure_class: type[Figure], aspect: float) -> tuple[Figure, list[Axes], tuple[float, float]]:
     """Return a figure with six panels for images of an aspect ratio, and their size in inches."""
     rows, columns = (2, 3) if aspect < 2.2 else (3, 2)
     across, down = _PAGE[0] / columns, _PAGE[1] / rows

@@ -52,9 +52,7 @@ def direction_colors(stencil: Stencil) -> list[str]:
     return colors
 
 
-def strongest_neighbors(
-    adjacency: RegionAdjacency, directions: list[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def strongest_neighbors(adjacency: RegionAdjacency, directions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return of each region and direction the neighbour with the largest weight.
 
     Args:

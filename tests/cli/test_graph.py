@@ -49,10 +49,7 @@ def bomb() -> bytes:
     """Return a PNG of 57 bytes that declares 60000 x 60000 pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunks = [struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))]
-    chunks += [
-        struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
-        for kind in (b"IDAT", b"IEND")
-    ]
+    chunks += [struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind)) for kind in (b"IDAT", b"IEND")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 

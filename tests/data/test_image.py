@@ -28,9 +28,7 @@ def png(width: int, height: int, pixels: bytes = b"") -> bytes:
     """Return a PNG file that declares a size and holds `pixels`, compressed."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
@@ -124,9 +122,7 @@ def test_damaged_exif_is_passed_over(photo, tmp_path):
 def test_first_frame_of_an_animation(name, tmp_path):
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     red.save(tmp_path / name, save_all=True, append_images=[blue])
-    torch.testing.assert_close(
-        load_image(tmp_path / name)[:, 4, 4], torch.tensor([1.0, 0, 0]), atol=0.01, rtol=0
-    )
+    torch.testing.assert_close(load_image(tmp_path / name)[:, 4, 4], torch.tensor([1.0, 0, 0]), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.webp"])

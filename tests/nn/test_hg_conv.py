@@ -86,7 +86,9 @@ def test_any_graph(seed, nodes, targets, edges):
     edge_type, edge_weight = torch.randint(9, (edges,)), torch.rand(edges, dtype=torch.float64)
     x = double(nodes, 3)
     out = layer(x, edge_index, edge_type, edge_weight, num_targets=targets)
-    torch.testing.assert_close(out, loop(x, layer.weight.detach(), edge_index, edge_type, edge_weight, targets), **close)
+    torch.testing.assert_close(
+        out, loop(x, layer.weight.detach(), edge_index, edge_type, edge_weight, targets), **close
+    )
     order = torch.randperm(edges)
     again = layer(x, edge_index[:, order], edge_type[order], edge_weight[order], num_targets=targets)
     torch.testing.assert_close(again, out, **close)

@@ -76,9 +76,7 @@ def test_attention(image, tmp_path):
 )
 def test_shapes(shape, num_regions, tmp_path):
     titles, (width, height) = draw(tmp_path / "a.png", torch.rand(shape), clusterer(num_regions))
-    assert titles[2] == (
-        f"{num_regions} sampled centres" if num_regions > 1 else "1 sampled centre"
-    )
+    assert titles[2] == (f"{num_regions} sampled centres" if num_regions > 1 else "1 sampled centre")
     assert max(width, height) <= 40 * 14
 
 
@@ -210,7 +208,5 @@ def test_arrows():
     np.testing.assert_allclose(sorted(arrow[[0, 6], 1]), [-0.5, 0.5])  # the tail
     np.testing.assert_allclose(point, 0)
     (beside,) = arrow_polygons(start[:1], stop[:1], np.array([1.0]), lane=2.0)
-    np.testing.assert_allclose(
-        beside, arrow + np.array([0, 2])
-    )  # right of an arrow to the right is down
+    np.testing.assert_allclose(beside, arrow + np.array([0, 2]))  # right of an arrow to the right is down
     assert arrow_polygons(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)).shape == (0, 7, 2)
