@@ -129,6 +129,8 @@ class ToRegionGraph(BaseTransform):
 
     def forward(self, data: Any) -> Data:
         """Return the region graph of the image in `data`, or of the image `data`."""
+        if not isinstance(data, Tensor) and self.key not in data:
+            raise ValueError(f"`data` must hold an image as {self.key!r} (see `key`), got {data}.")
         image = data if isinstance(data, Tensor) else data[self.key]
         image = image if image.dim() == 4 else image.unsqueeze(0)
         if image.shape[0] != 1:

@@ -125,9 +125,9 @@ def _with_candidates(
         centers = _merged_update(tiles, split, mean, centers)
     parts = []
     for chunk in tiles.chunks:
-        local = tiles.gather_regions(chunk, centers) - mean[chunk.tiles].transpose(1, 2)
-        parts.append(ops.soft_assign(split[chunk.tiles], local, tiles.own(chunk.column), threshold=threshold))
-    weight = torch.cat(parts)[tiles.inverse_order()]
+        local = tiles.gather_regions(chunk, centers) - mean.index_select(0, chunk.tiles).transpose(1, 2)
+        parts.append(ops.soft_assign(split.index_select(0, chunk.tiles), local, tiles.own(chunk.column), threshold=threshold))
+    weight = torch.cat(parts).index_select(0, tiles.inverse_order())
     return Assignment(weight, size, tiles=tiles, seeds=seeds, features=x, centers=centers)
 
 
@@ -137,7 +137,7 @@ def _nearest_means(tiles: CandidateTiles, split: Tensor) -> Tensor:
     for chunk in tiles.chunks:
         shape = (*chunk.regions.shape, split.shape[2])
         spread = split.new_zeros(shape).scatter_(1, tiles.own(chunk.column[:, :1]), 1)
-        sums.append(torch.bmm(spread, split[chunk.tiles].transpose(1, 2)))
+        sums.append(torch.bmm(spread, split.index_select(0, chunk.tiles).transpose(1, 2)))
         counts.append(spread.sum(2, keepdim=True))
     return tiles.reduce(sums) / tiles.reduce(counts)
 
@@ -146,9 +146,9 @@ def _merged_update(tiles: CandidateTiles, split: Tensor, mean: Tensor, centers: 
     """Update the centres tile by tile and merge each region's parts by their log-sums."""
     parts, log_sums = [], []
     for chunk in tiles.chunks:
-        shift = mean[chunk.tiles].transpose(1, 2)
+        shift = mean.index_select(0, chunk.tiles).transpose(1, 2)
         local = tiles.gather_regions(chunk, centers) - shift
-        part, log_sum = ops.centre_update(split[chunk.tiles], local, tiles.own(chunk.column))
+        part, log_sum = ops.centre_update(split.index_select(0, chunk.tiles), local, tiles.own(chunk.column))
         parts.append(part + shift)
         log_sums.append(log_sum[..., None])
     largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")

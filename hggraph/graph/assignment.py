@@ -110,11 +110,11 @@ class Assignment:
         needed = torch.is_grad_enabled() and self._weight.requires_grad
         if kept is None or (needed and not kept.requires_grad):
             if self.tiles is None:
-                self._area = self._weight.sum(2)
+                kept = self._weight.sum(2)
             else:
-                nothing = self._weight.new_zeros(self.batch_size, 1, *self.size)
-                self._area = self._pool_tiles(nothing)[1]
-        return self._area
+                kept = self._pool_tiles(self._weight.new_zeros(self.batch_size, 1, *self.size))[1]
+            self._area = kept
+        return kept
 
     def to_dense(self) -> Tensor:
         """Return S, shape ``(B, P, R)``.

@@ -22,8 +22,8 @@ def tile_pool(tiles: CandidateTiles, weight: Tensor, x: Tensor) -> tuple[Tensor,
     split = tiles.split(x)
     sums, masses = [], []
     for chunk in tiles.chunks:
-        spread = tiles.expand(chunk, weight[chunk.tiles])
-        sums.append(torch.bmm(spread.to(x.dtype), split[chunk.tiles].transpose(1, 2)))
+        spread = tiles.expand(chunk, weight.index_select(0, chunk.tiles))
+        sums.append(torch.bmm(spread.to(x.dtype), split.index_select(0, chunk.tiles).transpose(1, 2)))
         masses.append(spread.sum(2, keepdim=True))
     return tiles.reduce(sums), tiles.reduce(masses).squeeze(2)
 
@@ -32,9 +32,9 @@ def tile_unpool(tiles: CandidateTiles, weight: Tensor, z: Tensor) -> Tensor:
     """Return pixel features ``(B, C, H, W)`` of region features ``(B, R, C)``."""
     parts = []
     for chunk in tiles.chunks:
-        spread = tiles.expand(chunk, weight[chunk.tiles]).to(z.dtype)
+        spread = tiles.expand(chunk, weight.index_select(0, chunk.tiles)).to(z.dtype)
         parts.append(torch.bmm(tiles.gather_regions(chunk, z).transpose(1, 2), spread))
-    return tiles.merge(torch.cat(parts)[tiles.inverse_order()])
+    return tiles.merge(torch.cat(parts).index_select(0, tiles.inverse_order()))
 
 
 def tile_adjacency(
@@ -79,9 +79,9 @@ def _with_halo(tiles: CandidateTiles, chunk: Chunk, weight: Tensor, rows: Tensor
     x = (left[:, None] + ring % wide - reach).clamp(0, tiles.size[1] - 1)
     tile = (image[:, None] * tiles.grid[0] + y // side) * tiles.grid[1] + x // side
     pixel = tile * side**2 + y % side * side + x % side
-    around = rows[pixel.flatten()].view(n, len(ring), -1).transpose(1, 2)  # (n, T, ring)
+    around = rows.index_select(0, pixel.flatten()).view(n, len(ring), -1).transpose(1, 2)  # (n, T, ring)
 
-    both = F.pad(weight[chunk.tiles].unflatten(2, (side, side)), (reach,) * 4).flatten(2)
+    both = F.pad(weight.index_select(0, chunk.tiles).unflatten(2, (side, side)), (reach,) * 4).flatten(2)
     both = both.index_copy(2, ring, around)
     # the last position stands for what lies outside the image
     spread = weight.new_zeros(n, length, wide**2).scatter(1, chunk.column.long(), both)

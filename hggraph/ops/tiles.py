@@ -94,7 +94,7 @@ class CandidateTiles:
             count = count[rank]
             entry = start[rank].repeat_interleave(count) + _within(count)
             counts.append(count)
-            lists.append(flat[entry] + image * regions)
+            lists.append(flat.index_select(0, entry) + image * regions)
         count, flat = torch.cat(counts), torch.cat(lists)
         partial = cls(size, batch, regions, num_candidates, side, reach, centers, ())
         return cls(size, batch, regions, num_candidates, side, reach, centers, tuple(partial._chunks(count, flat)))
@@ -141,7 +141,7 @@ class CandidateTiles:
     def gather_regions(self, chunk: Chunk, z: Tensor) -> Tensor:
         """Return the region features ``(B, R, C)`` of a chunk's lists, ``(n, U, C)``; padding is 0."""
         flat = F.pad(z.flatten(0, 1), (0, 0, 0, 1))
-        return flat[chunk.regions]
+        return flat.index_select(0, chunk.regions.flatten()).view(*chunk.regions.shape, -1)
 
     def reduce(self, parts: list[Tensor], reduce: str = "sum") -> Tensor:
         """Reduce values per tile and region, one ``(n, U, C)`` for each chunk, to regions ``(B, R, C)``."""
@@ -199,9 +199,10 @@ class CandidateTiles:
         order = torch.argsort(count, stable=True)
         for first, last, longest in self._groups(count[order].tolist()):
             rows = order[first:last]
-            # from here on the last position of the list stands for the outside
-            own = column[rows]
-            yield Chunk(tiles[rows], regions[rows, : longest + 1], own.masked_fill_(own < 0, longest))
+            own = column.index_select(0, rows)  # copies rows, where indexing copies numbers
+            if int(own.amin()) < 0:
+                own.masked_fill_(own < 0, longest)  # from here on the last of the list stands for the outside
+            yield Chunk(tiles[rows], regions[rows, : longest + 1], own)
 
     def _groups(self, lengths: list[int]) -> Iterator[tuple[int, int, int]]:
         """Cut ascending lengths into runs (first, last, longest): small once padded, and little of it padding."""
@@ -239,7 +240,8 @@ class CandidateTiles:
         # sorted, so that a pixel has its candidates in one order in its own tile and in its neighbours' halos
         column = key.topk(self.num_candidates, dim=2, largest=False, sorted=True).indices  # (n, pixels, T)
         outside = ((y < 0) | (y >= self.size[0]))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
-        column.masked_fill_(outside.flatten(1)[..., None], length - 1)
+        if bool(outside.any()):  # most tiles lie inside
+            column.masked_fill_(outside.flatten(1)[..., None], length - 1)
 
         used = torch.zeros_like(regions, dtype=torch.bool).scatter_(1, column.flatten(1), True)
         used[:, -1] = False
