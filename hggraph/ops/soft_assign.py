@@ -109,10 +109,8 @@ def _soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshol
         logits = logits.gather(1, candidates)
     best, nearest = logits.max(1, keepdim=True)
     least = math.log(threshold) if threshold > 0 else -math.inf
-    # relative to the nearest centre, and that centre always kept: the row-normalised rest is unchanged; dropped
-    # before the exponential, whose tiniest results are slow numbers
-    weight = torch.where(logits > least, logits - best, -math.inf).exp_().scatter_(1, nearest, 1)
-    return weight.div_(weight.sum(1, keepdim=True))
+    # the row-normalised exponentials are a softmax over the entries kept, and the nearest centre is always kept
+    return torch.where(logits > least, logits, -math.inf).scatter_(1, nearest, best).softmax(1)
 
 
 @operator(
