@@ -91,7 +91,7 @@ def make_graphs(
             min=0,
             help="A pixel may belong to one of its T nearest centres only; 0: to any (slow).",
         ),
-    ] = 9,
+    ] = 6,
     graph_format: Annotated[Format, typer.Option("--format", help="File format of the PyG graph.")] = Format.pt,
     figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw a figure of each image's regions.")] = True,
     max_pixels: Annotated[

@@ -34,7 +34,7 @@ def region_graph(
             the next two arguments it is taken as photos with values in [0, 1].
         assignment: An assignment of these maps; None clusters.
         clusterer: What clusters, for example a `SoftSLIC`. None: for photos ``SoftSLIC(feature_scale="photo",
-            candidates=9)``, for other maps ``SoftSLIC()``, both in eval mode.
+            candidates=6)``, for other maps ``SoftSLIC()``, both in eval mode.
         attention: Attention in [0, 1], shape ``(B, H, W)``: draws centres to where it is high (Eq. 11).
         stencil: Directions; ``Stencil.square(3)`` when None.
 
@@ -114,7 +114,7 @@ class ToRegionGraph(BaseTransform):
         num_regions: int | None = None,
         *,
         downsample: float = 64,
-        candidates: int | None = 9,
+        candidates: int | None = 6,
         clusterer: Callable[..., Assignment] | None = None,
         stencil: Stencil | None = None,
         key: str = "image",
@@ -149,7 +149,7 @@ class ToRegionGraph(BaseTransform):
 
 def _default_clusterer(channels: int) -> SoftSLIC:
     if channels in (1, 3):
-        return SoftSLIC(feature_scale="photo", candidates=9).eval()
+        return SoftSLIC(feature_scale="photo", candidates=6).eval()
     return SoftSLIC().eval()
 
 

@@ -117,38 +117,38 @@ def _with_candidates(
     size = (x.shape[2], x.shape[3])
     tiles = CandidateTiles.build(seeds, size, candidates)
     split = tiles.split(x)
-    centers = _nearest_means(tiles, split)
+    pieces = [split.index_select(0, chunk.tiles) for chunk in tiles.chunks]
+    centers = _nearest_means(tiles, pieces)
     # distances do not change when a tile's mean is subtracted, and lose no digits far from the origin
-    mean = split.detach().mean(2, keepdim=True)
-    split = split - mean
+    means = [piece.detach().mean(2, keepdim=True) for piece in pieces]
+    pieces = [piece - mean for piece, mean in zip(pieces, means, strict=True)]
     for _ in range(iterations - 1):
-        centers = _merged_update(tiles, split, mean, centers)
+        centers = _merged_update(tiles, pieces, means, centers)
     parts = []
-    for chunk in tiles.chunks:
-        local = tiles.gather_regions(chunk, centers) - mean.index_select(0, chunk.tiles).transpose(1, 2)
-        parts.append(ops.soft_assign(split.index_select(0, chunk.tiles), local, tiles.own(chunk.column), threshold=threshold))
+    for chunk, piece, mean in zip(tiles.chunks, pieces, means, strict=True):
+        local = tiles.gather_regions(chunk, centers) - mean.transpose(1, 2)
+        parts.append(ops.soft_assign(piece, local, tiles.own(chunk.column), threshold=threshold))
     weight = torch.cat(parts).index_select(0, tiles.inverse_order())
     return Assignment(weight, size, tiles=tiles, seeds=seeds, features=x, centers=centers)
 
 
-def _nearest_means(tiles: CandidateTiles, split: Tensor) -> Tensor:
-    """Return the means of the pixels nearest to each seed, shape ``(B, R, C)``."""
+def _nearest_means(tiles: CandidateTiles, pieces: list[Tensor]) -> Tensor:
+    """Return the means of the pixels nearest to each seed, shape ``(B, R, C)``; pixels come chunk by chunk."""
     sums, counts = [], []
-    for chunk in tiles.chunks:
-        shape = (*chunk.regions.shape, split.shape[2])
-        spread = split.new_zeros(shape).scatter_(1, tiles.own(chunk.column[:, :1]), 1)
-        sums.append(torch.bmm(spread, split.index_select(0, chunk.tiles).transpose(1, 2)))
+    for chunk, piece in zip(tiles.chunks, pieces, strict=True):
+        spread = piece.new_zeros(*chunk.regions.shape, piece.shape[2])
+        spread.scatter_(1, tiles.own(chunk.column[:, :1]), 1)
+        sums.append(torch.bmm(spread, piece.transpose(1, 2)))
         counts.append(spread.sum(2, keepdim=True))
     return tiles.reduce(sums) / tiles.reduce(counts)
 
 
-def _merged_update(tiles: CandidateTiles, split: Tensor, mean: Tensor, centers: Tensor) -> Tensor:
+def _merged_update(tiles: CandidateTiles, pieces: list[Tensor], means: list[Tensor], centers: Tensor) -> Tensor:
     """Update the centres tile by tile and merge each region's parts by their log-sums."""
     parts, log_sums = [], []
-    for chunk in tiles.chunks:
-        shift = mean.index_select(0, chunk.tiles).transpose(1, 2)
-        local = tiles.gather_regions(chunk, centers) - shift
-        part, log_sum = ops.centre_update(split.index_select(0, chunk.tiles), local, tiles.own(chunk.column))
+    for chunk, piece, mean in zip(tiles.chunks, pieces, means, strict=True):
+        shift = mean.transpose(1, 2)
+        part, log_sum = ops.centre_update(piece, tiles.gather_regions(chunk, centers) - shift, tiles.own(chunk.column))
         parts.append(part + shift)
         log_sums.append(log_sum[..., None])
     largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")
