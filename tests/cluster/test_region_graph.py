@@ -65,9 +65,9 @@ def test_every_field(layout, size):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_defaults(channels):
-    """1 or 3 channels are photos, clustered among 9 candidates; everything else is a feature map."""
+    """1 or 3 channels are photos, clustered among 6 candidates; everything else is a feature map."""
     x = torch.rand(1, channels, 24, 33)
-    options = {} if channels == 4 else {"feature_scale": "photo", "candidates": 9}
+    options = {} if channels == 4 else {"feature_scale": "photo", "candidates": 6}
     expected = region_graph(x, SoftSLIC(**options).eval()(x))
     graph = region_graph(x)
     assert graph.num_nodes == round(24 * 33 / 64)
