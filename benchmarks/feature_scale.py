@@ -60,8 +60,10 @@ def main() -> None:
     for name, x in maps(args.weights).items():
         pixels = x.shape[2] * x.shape[3]
         num_regions = max(1, round(pixels / 64))
-        table = Table(title=f"{name} channels, {x.shape[2]} x {x.shape[3]}, {num_regions} regions "
-                            f"(log R = {math.log(num_regions):.2f})")
+        table = Table(
+            title=f"{name} channels, {x.shape[2]} x {x.shape[3]}, {num_regions} regions "
+            f"(log R = {math.log(num_regions):.2f})"
+        )
         for column in ("feature_scale", "entropy", "pixels out of reach", "regions with pixels"):
             table.add_column(column, justify="right")
         scales: dict[str, str | float] = {"none": "none"}

@@ -85,9 +85,7 @@ class SoftSLIC(nn.Module):
             check_positive("num_regions", num_regions)
         known = feature_scale in FEATURE_SCALES
         if not known and (isinstance(feature_scale, str) or not 0 < feature_scale < math.inf):
-            raise ValueError(
-                f"`feature_scale` must be a number > 0 or one of {FEATURE_SCALES}, got {feature_scale!r}."
-            )
+            raise ValueError(f"`feature_scale` must be a number > 0 or one of {FEATURE_SCALES}, got {feature_scale!r}.")
         check_positive("iterations", iterations)
         check_sampling(sampling, oversample, beta)
         self.downsample = downsample

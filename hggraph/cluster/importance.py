@@ -57,8 +57,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the L2 distance over channels, piece by piece so that differences stay in the cache."""
     dtype = compute_dtype(a)  # the square of a difference may leave a half's range where the distance does not
     pieces = [
-        (p.to(dtype) - q.to(dtype)).square().sum(1)
-        for p, q in zip(a.split(128, 1), b.split(128, 1), strict=True)
+        (p.to(dtype) - q.to(dtype)).square().sum(1) for p, q in zip(a.split(128, 1), b.split(128, 1), strict=True)
     ]
     square = sum(pieces[1:], pieces[0])
     # the gradient of a square root at 0 is infinite; that of equal neighbours is 0 here

@@ -111,9 +111,7 @@ def _all_pairs(x: Tensor, seeds: Tensor, iterations: int, threshold: float) -> A
     return Assignment(weight, size, seeds=seeds, features=x, centers=centers)
 
 
-def _with_candidates(
-    x: Tensor, seeds: Tensor, iterations: int, threshold: float, candidates: int
-) -> Assignment:
+def _with_candidates(x: Tensor, seeds: Tensor, iterations: int, threshold: float, candidates: int) -> Assignment:
     size = (x.shape[2], x.shape[3])
     tiles = CandidateTiles.build(seeds, size, candidates)
     split = tiles.split(x)

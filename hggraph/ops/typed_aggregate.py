@@ -258,8 +258,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grads = torch.ops.hggraph.typed_aggregate_backward(grad, *ctx.saved_tensors, ctx.groups)
-    return grads[0], grads[1], grads[2], None, None, None
+    strengths = ctx.needs_input_grad[2]
+    grads = torch.ops.hggraph.typed_aggregate_backward(grad, *ctx.saved_tensors, ctx.groups, strengths)
+    return grads[0], grads[1], grads[2] if strengths else None, None, None, None
 
 
 @operator(
@@ -287,40 +288,60 @@ def _typed_aggregate(
 
 
 def _typed_aggregate_backward_fake(
-    grad: Tensor, x: Tensor, weight: Tensor, coefficient: Tensor, ptr: Tensor, source: Tensor, groups: int
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    coefficient: Tensor,
+    ptr: Tensor,
+    source: Tensor,
+    groups: int,
+    strengths: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), coefficient.new_empty(coefficient.shape)
+    edges = coefficient.shape[0] if strengths else 0
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), coefficient.new_empty(edges)
 
 
 @operator(
     "typed_aggregate_backward",
     fake=_typed_aggregate_backward_fake,
-    flops=lambda grad, x, weight, coefficient, ptr, source, groups, **_: (
-        6 * source[0] * x[1] + 4 * (ptr[0] - 1) * weight[1] * weight[2]
+    flops=lambda grad, x, weight, coefficient, ptr, source, groups, strengths, **_: (
+        (6 if strengths else 4) * source[0] * x[1] + 4 * (ptr[0] - 1) * weight[1] * weight[2]
     ),
 )
 def _typed_aggregate_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, coefficient: Tensor, ptr: Tensor, source: Tensor, groups: int
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    coefficient: Tensor,
+    ptr: Tensor,
+    source: Tensor,
+    groups: int,
+    strengths: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if (triton := kernel("typed_aggregate", x)) is not None:
-        return triton.typed_aggregate_backward(grad, x, weight, coefficient, ptr, source, groups)
+        return triton.typed_aggregate_backward(grad, x, weight, coefficient, ptr, source, groups, strengths)
     num_directions = weight.shape[0]
-    grad_x, grad_weight = x.new_zeros(x.shape), weight.new_zeros(weight.shape)
-    grad_coefficient = coefficient.new_zeros(coefficient.shape)
+    # the first piece is taken as it is: mostly there is one
+    grad_x, grad_weight = None, None
+    grad_coefficient = coefficient.new_zeros(coefficient.shape[0] if strengths else 0)
     for start, end in _chunks(grad.shape[0], num_directions * x.shape[1]):
         part = ptr[start * num_directions : end * num_directions + 1]
         edges = slice(int(part[0]), int(part[-1]))
         part = part - edges.start
         gathered = gather_scale_sum(x, part, source[edges], coefficient[edges])
-        grad_gathered, grad_w = _multiply_backward(
+        grad_gathered, piece = _multiply_backward(
             grad[start:end], gathered.view(end - start, num_directions, x.shape[1]), weight, groups
         )
-        grad_weight += grad_w
+        grad_weight = piece if grad_weight is None else grad_weight.add_(piece)
         grad_gathered = grad_gathered.flatten(0, 1)
         row_ptr, row_segment, order = transpose_csr(part, source[edges], x.shape[0])
-        grad_x += gather_scale_sum(grad_gathered, row_ptr, row_segment, coefficient[edges][order])
-        segment = segment_ids(part, edges.stop - edges.start)
-        grad_coefficient[edges] = gathered_dot(grad_gathered, segment, x, source[edges])
+        piece = gather_scale_sum(grad_gathered, row_ptr, row_segment, coefficient[edges][order])
+        grad_x = piece if grad_x is None else grad_x.add_(piece)
+        if strengths:
+            segment = segment_ids(part, edges.stop - edges.start)
+            grad_coefficient[edges] = gathered_dot(grad_gathered, segment, x, source[edges])
+    grad_x = x.new_zeros(x.shape) if grad_x is None else grad_x
+    grad_weight = weight.new_zeros(weight.shape) if grad_weight is None else grad_weight
     return grad_x, grad_weight, grad_coefficient
 
 

@@ -48,7 +48,8 @@ def literal(s, size, offsets, noise_cancel, max_direction):
         for i in around:
             for j in around:
                 column = [matrix[i][j] for matrix in out]
-                best = column.index(max(column))
+                # of those equal up to rounding the first: with two regions sums often telescope alike
+                best = next(k for k, a in enumerate(column) if a >= max(column) * (1 - 1e-12))
                 for k, matrix in enumerate(out):
                     matrix[i][j] *= k == best
     for k, offset in enumerate(offsets):
@@ -74,7 +75,7 @@ def stencils(draw):
     return Stencil(draw(st.lists(offset, min_size=1, max_size=9, unique=True)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=600)
 @given(assignments(), st.one_of(st.sampled_from(STENCILS), stencils()), flags)
 def test_literally(assignment, stencil, flags):
     adjacency = assignment.adjacency(stencil, noise_cancel=flags[0], max_direction=flags[1])

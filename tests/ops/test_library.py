@@ -96,8 +96,8 @@ SAMPLES = {
         (leaf(4, 2), leaf(2, 2, 4), leaf(0), torch.zeros(5, dtype=torch.long), ROWS[:0], 1),
     ],
     "typed_aggregate_backward": lambda: [
-        (rand(2, 4), rand(4, 2), rand(2, 2, 4), rand(6), PTR, ROWS, 1),
-        (rand(6, 2).t(), rand(4, 4).t(), rand(2, 2, 6), rand(6), PTR, ROWS, 2),
+        (rand(2, 4), rand(4, 2), rand(2, 2, 4), rand(6), PTR, ROWS, 1, False),
+        (rand(6, 2).t(), rand(4, 4).t(), rand(2, 2, 6), rand(6), PTR, ROWS, 2, True),
     ],
     "typed_aggregate_dense": lambda: [
         (leaf(2, 4, 2), leaf(3, 2, 5), leaf(2, 3, 4, 4), 1),

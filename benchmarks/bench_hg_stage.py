@@ -1,0 +1,165 @@
+"""The HG stage against the dense stage that it replaces: stage 4 of a stride-8 ResNet-101 at 713 x 713.
+
+    python -m benchmarks.bench_hg_stage [--rounds N] [--json FILE] [--quick]
+
+One image, float32, inference. Both get the same (1, 1024, 90, 90) map: scikit-learn's sample photo, scaled to 713 x
+713, through the first three stages. Weights are random, since nothing is downloaded; the statistics of the batch
+normalisations are the photo's. The HG stage is everything that stands in the dense stage's place: importance map,
+sampling, 3 steps of soft SLIC, pooling, adjacency, three bottlenecks, unpooling, and the 1x1 convolution over input
+and result, which the dense stage does not have. Each side runs in both memory formats, and its faster one counts.
+
+Before that, one region per pixel on a small map has to give the dense stage with dilation 1, in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+from benchmarks._measure import Agreement, Report, agree, options
+from hggraph import HGStage, RegionAdjacency, SoftSLIC
+from hggraph.cluster import importance_map, sample_centers, soft_slic
+from hggraph.cluster.clusterer import spread_scale
+from hggraph.data import sample_photo
+
+# isort: split
+import timm
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def stage_and_input(model: str, side: int) -> tuple[nn.Sequential, Tensor]:
+    """Return stage 4 of a ResNet and what reaches it from a photo of `side` x `side` pixels."""
+    # timm's blocks start as identities, on which any two stages would agree
+    net = timm.create_model(model, output_stride=8, zero_init_last=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # one image in training mode sets the statistics
+    photo = F.interpolate(sample_photo()[None], (side, side), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        x = net.train().maxpool(net.act1(net.bn1(net.conv1((photo - 0.45) / 0.225))))
+        x = net.layer3(net.layer2(net.layer1(x)))
+        net.layer4(x)
+    return net.layer4.eval(), x
+
+
+def fuse_of(stage: nn.Sequential, channels: int) -> nn.Conv2d:
+    """Return the 1x1 convolution over a stage's input and output, without a bias."""
+    outputs = stage[-1].conv3.out_channels
+    return nn.Conv2d(channels + outputs, outputs, 1, bias=False)
+
+
+def one_region_per_pixel(stage: nn.Sequential, channels: int, size: tuple[int, int] = (6, 7)) -> Agreement:
+    """Compare the HG stage, one region per pixel, with the dense stage with dilation 1 and the 1x1 convolution."""
+    dense = copy.deepcopy(stage).double()
+    for module in dense.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation, module.padding = (1, 1), (1, 1)
+    fuse = fuse_of(stage, channels).double()
+    pixels = size[0] * size[1]
+    slic = SoftSLIC(num_regions=pixels, feature_scale=100.0)  # pixels far apart: assignments are hard
+    hg = HGStage.from_stage(dense, slic, fuse=fuse).eval()
+    x = torch.randn(1, channels, *size, dtype=torch.float64)
+    with torch.no_grad():
+        want = fuse(torch.cat([x, dense(x)], 1))
+        return agree("HG stage, one region per pixel = dense stage, float64", hg(x), want, 1e-10)
+
+
+def parts(hg: HGStage, x: Tensor) -> dict[str, Callable[[], object]]:
+    """Return the parts of the HG stage, each to run alone on what the others give it."""
+    slic = hg.clusterer
+    assert isinstance(slic, SoftSLIC) and hg.fuse is not None
+    num_regions = slic.regions_for((x.shape[2], x.shape[3]))
+    importance = importance_map(x)
+    centers = sample_centers(importance, num_regions)
+
+    def scaled() -> Tensor:
+        scale, mean = spread_scale(x).view(-1, 1, 1, 1), x.mean((2, 3), keepdim=True)
+        return torch.addcmul(-scale * mean, x, scale)
+
+    features = scaled()
+    assignment = slic(x)
+    adjacency = assignment.adjacency(hg.stencil).to_dense()
+
+    def blocks() -> Tensor:
+        z, fresh = pooled, RegionAdjacency(hg.stencil, adjacency)  # a used one has its normalised form
+        for block in hg.blocks:
+            z = block(z, fresh)
+        return z
+
+    pooled = assignment.pool(x)
+    z = blocks()
+    return {
+        "importance map": lambda: importance_map(x),
+        "sampling": lambda: sample_centers(importance, num_regions),
+        "feature scale": scaled,
+        "soft SLIC": lambda: soft_slic(features, centers, iterations=slic.iterations),
+        "pool": lambda: assignment.pool(x),
+        "adjacency": lambda: assignment.adjacency(hg.stencil),
+        f"{len(hg.blocks)} blocks": blocks,
+        "unpool and 1x1": lambda: assignment.unpool_conv1x1(x, z, hg.fuse.weight, hg.fuse.bias),
+    }
+
+
+def breakdown(report: Report, hg: HGStage, x: Tensor, name: str) -> None:
+    """Add a table of the parts' times; the whole is measured in the same rounds."""
+    whole = "the whole stage"
+    with torch.inference_mode():
+        own = Report("parts", report.rounds)
+        timings = own.time({**parts(hg, x), whole: lambda: hg(x)}, warmup=1)
+    total = timings.pop(whole).median
+    table = Table("part", title=f"HG stage, {name}, part by part")
+    for column in ("median ms", "share of the whole"):
+        table.add_column(column, justify="right")
+    for part, timing in timings.items():
+        table.add_row(part, f"{1e3 * timing.median:.1f}", f"{timing.median / total:.0%}")
+    accounted = sum(timing.median for timing in timings.values())
+    table.add_row("all parts", f"{1e3 * accounted:.1f}", f"{accounted / total:.0%}", style="bold")
+    table.add_row(whole, f"{1e3 * total:.1f}", "100%", style="bold")
+    report.tables.append(table)
+    report.more["parts"] = {part: timing.median for part, timing in timings.items()} | {whole: total}
+
+
+def measure(report: Report, model: str = "resnet101", side: int = 713) -> None:
+    """Time both stages in both formats and report the ratio of the faster ones."""
+    stage, x = stage_and_input(model, side)
+    hg = HGStage.from_stage(stage, SoftSLIC(), fuse=fuse_of(stage, x.shape[1])).eval()
+    agreement = one_region_per_pixel(stage, x.shape[1])
+    report.more["input"] = list(x.shape)
+    report.more["regions"] = hg.clusterer.regions_for((x.shape[2], x.shape[3]))
+
+    contenders: dict[str, Callable[[], object]] = {}
+    sides: dict[str, list[str]] = {"dense stage": [], "HG stage": []}
+    in_format = {}
+    for label, memory_format in FORMATS.items():
+        given = x.contiguous(memory_format=memory_format)
+        for side_name, module in (("dense stage", stage), ("HG stage", hg)):
+            module = copy.deepcopy(module).to(memory_format=memory_format)
+            name = f"{side_name}, {label}"
+            in_format[name] = (module, given)
+            sides[side_name].append(name)
+            contenders[name] = lambda module=module, given=given: module(given)
+    with torch.inference_mode():
+        timings = report.time(contenders, warmup=1)
+    best = {side_name: min(names, key=lambda name: timings[name].median) for side_name, names in sides.items()}
+    dense, ours = best["dense stage"], best["HG stage"]
+    report.ratio(f"{dense} / {ours}", timings[dense], timings[ours], agreement, at_least=3.5)
+    breakdown(report, *in_format[ours], ours.rpartition(", ")[2])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = options(__doc__, argv, rounds=9)
+    report = Report("HG stage against the dense stage 4 of ResNet-101, stride 8, 713 x 713", args.rounds, args.quick)
+    if args.quick:
+        measure(report, model="resnet26", side=96)
+    else:
+        measure(report)
+    return report.finish(args.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
