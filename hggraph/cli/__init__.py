@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.cli.graph import make_graphs
 from hggraph.cli.info import show_info
 

@@ -75,7 +75,7 @@ def stencils(draw):
     return Stencil(draw(st.lists(offset, min_size=1, max_size=9, unique=True)))
 
 
-@settings(max_examples=600)
+@settings(max_examples=60)
 @given(assignments(), st.one_of(st.sampled_from(STENCILS), stencils()), flags)
 def test_literally(assignment, stencil, flags):
     adjacency = assignment.adjacency(stencil, noise_cancel=flags[0], max_direction=flags[1])
