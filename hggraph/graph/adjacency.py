@@ -22,6 +22,7 @@ class RegionAdjacency:
     Args:
         stencil: The K directions.
         dense: Weights, shape ``(B, K, R, R)``, target before source; or None when `edges` is given.
+        degree: Sums of `dense` over the sources, shape ``(B, K, R)``; computed when needed if None.
         edges: ``(edge_index (2, E), edge_type (E,), edge_weight (E,))`` over the flat node index ``b * R + r``.
         batch_size: B, needed with `edges`.
         num_regions: R, needed with `edges`.
@@ -38,6 +39,7 @@ class RegionAdjacency:
         stencil: Stencil,
         dense: Tensor | None = None,
         *,
+        degree: Tensor | None = None,
         edges: tuple[Tensor, Tensor, Tensor] | None = None,
         batch_size: int = 0,
         num_regions: int = 0,
@@ -54,6 +56,7 @@ class RegionAdjacency:
         self.batch_size = batch_size
         self.num_regions = num_regions
         self._dense = dense
+        self._degree = degree
         self._edges = edges
         self._normalized: Tensor | None = None
 
@@ -106,7 +109,8 @@ class RegionAdjacency:
         needed = torch.is_grad_enabled() and weight.requires_grad
         if kept is None or (needed and not kept.requires_grad):
             dense = self.to_dense()
-            kept = dense / dense.sum(-1, keepdim=True).clamp(min=EPSILON)
+            degree = dense.sum(-1) if self._degree is None else self._degree
+            kept = dense / degree.unsqueeze(-1).clamp(min=EPSILON)
             self._normalized = None if weight.requires_grad and weight.is_leaf else kept
         return kept
 

@@ -210,10 +210,15 @@ class Assignment:
         if stencil.ndim != 2:
             raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
         if self.tiles is None:
-            dense = ops.region_adjacency(
-                self._weight, self.size, stencil.offsets, noise_cancel=noise_cancel, max_direction=max_direction
+            dense, degree = ops.region_adjacency(
+                self._weight,
+                self.size,
+                stencil.offsets,
+                noise_cancel=noise_cancel,
+                max_direction=max_direction,
+                return_degree=True,
             )
-            return RegionAdjacency(stencil, dense)
+            return RegionAdjacency(stencil, dense, degree=degree)
         with self._without_autocast():
             edges = tile_adjacency(self.tiles, self._weight, stencil, noise_cancel, max_direction)
         return RegionAdjacency(stencil, edges=edges, batch_size=self.batch_size, num_regions=self.num_regions)

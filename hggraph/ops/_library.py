@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["BACKENDS", "backend_of", "kernel", "missing_backend", "operator", "use_backend"]
+__all__ = ["BACKENDS", "backend_of", "interpreting", "kernel", "missing_backend", "operator", "use_backend"]
 
 BACKENDS = ("torch", "triton")
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _forced: ContextVar[str | None] = ContextVar("hggraph_backend", default=None)
 _log = logging.getLogger("hggraph")
 
@@ -53,12 +55,31 @@ def operator(
         op = torch.library.custom_op(f"hggraph::{name}", without_autocast, mutates_args=())
         op.register_fake(fake)
         if backward is not None:
-            op.register_autograd(backward, setup_context=setup_context)
+            run, setup = _same_backend(backward, setup_context)
+            op.register_autograd(run, setup_context=setup)
         if flops is not None:
             register_flop_formula(getattr(torch.ops.hggraph, name))(flops)
         return op
 
     return register
+
+
+def _same_backend(backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> tuple[Any, Any]:
+    """Let the backward pass, which autograd runs in a thread of its own, use the backend forced in the forward."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = _forced.get()
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    def run(ctx: Any, *grads: Any) -> Any:
+        token = _forced.set(ctx.backend)
+        try:
+            return backward(ctx, *grads)
+        finally:
+            _forced.reset(token)
+
+    return run, setup
 
 
 @contextmanager
@@ -72,7 +93,8 @@ def use_backend(backend: str | None) -> Iterator[None]:
     Raises:
         ValueError: if `backend` is neither.
         RuntimeError: if it cannot run here; the text says what is missing. A forced backend is never replaced
-            silently by another.
+            silently by another: an operator that it cannot run raises, for tensors on the CPU, of another dtype
+            than float32, bfloat16 and float16, or of a size that its kernel does not take.
 
     Example:
         >>> import torch
@@ -97,9 +119,17 @@ def missing_backend(backend: str) -> str | None:
         return None
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (it comes with PyTorch's GPU builds for Linux)"
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA or ROCm device"
+    if not torch.cuda.is_available() and not interpreting():
+        return (
+            "PyTorch finds no CUDA or ROCm device (install a driver and PyTorch's build for it; for tests, "
+            "TRITON_INTERPRET=1 interprets the kernels on the CPU)"
+        )
     return None
+
+
+def interpreting() -> bool:
+    """Say whether Triton interprets its kernels on the CPU: for tests, hundreds of times slower than PyTorch."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "on", "true", "yes", "y")
 
 
 def backend_of(*tensors: Tensor) -> str:
@@ -107,26 +137,43 @@ def backend_of(*tensors: Tensor) -> str:
     forced = _forced.get()
     if forced is not None:
         return forced
-    on_gpu = all(tensor.is_cuda for tensor in tensors)
-    return "triton" if on_gpu and missing_backend("triton") is None else "torch"
+    usual = all(tensor.is_cuda for tensor in tensors) and missing_backend("triton") is None
+    return "triton" if usual and not _wrong_dtype(tensors) else "torch"
 
 
-def kernel(name: str, *tensors: Tensor) -> Any | None:
+def kernel(name: str, *tensors: Tensor | None) -> Any | None:
     """Return the module ``hggraph.kernels.<name>`` when Triton is to run the operator, else None.
 
+    Args:
+        name: Name of the operator.
+        tensors: All its floating-point arguments; None for one that was not given.
+
     Raises:
-        RuntimeError: if Triton is forced by `use_backend` and has no kernel of that name, or a tensor is not on
-            a GPU.
+        RuntimeError: if Triton is forced by `use_backend` and a tensor is not on a GPU, or the tensors are on two
+            devices.
+        TypeError: if it is forced and a dtype is none that the kernels take.
     """
-    if backend_of(*tensors) != "triton":
+    given = tuple(tensor for tensor in tensors if tensor is not None)
+    if backend_of(*given) != "triton":
+        _log.debug("%s: torch", name)
         return None
-    if not all(tensor.is_cuda for tensor in tensors):
-        raise RuntimeError(f"The Triton kernel of `{name}` needs tensors on a GPU, got one on the CPU.")
-    module = f"hggraph.kernels.{name}"
-    if importlib.util.find_spec(module) is not None:
-        _log.debug("%s: triton", name)
-        return importlib.import_module(module)
-    if _forced.get() == "triton":
-        raise RuntimeError(f"There is no Triton kernel of `{name}`; leave `use_backend('triton')` to run PyTorch's.")
-    _log.debug("%s: torch (no Triton kernel of this name)", name)
-    return None
+    devices = {tensor.device for tensor in given}
+    if len(devices) > 1:
+        both = " and ".join(sorted(map(str, devices)))
+        raise RuntimeError(f"`{name}` needs all tensors on one device, got {both}. Move them with `.to(device)`.")
+    if not all(tensor.is_cuda for tensor in given) and not interpreting():
+        raise RuntimeError(
+            f"The Triton kernel of `{name}` needs tensors on a GPU, got one on the CPU. Move it with `.cuda()`, or "
+            "leave `use_backend('triton')`."
+        )
+    if (wrong := _wrong_dtype(given)) is not None:
+        raise TypeError(
+            f"The Triton kernel of `{name}` takes float32, bfloat16 and float16, got {wrong}. Convert the tensor, or "
+            "leave `use_backend('triton')`: PyTorch runs it."
+        )
+    _log.debug("%s: triton", name)
+    return importlib.import_module(f"hggraph.kernels.{name}")
+
+
+def _wrong_dtype(tensors: tuple[Tensor, ...]) -> torch.dtype | None:
+    return next((tensor.dtype for tensor in tensors if tensor.dtype not in KERNEL_DTYPES), None)

@@ -102,7 +102,7 @@ def _backward(ctx: Any, grad: Tensor, grad_log_sum: Tensor) -> tuple[Any, ...]:
 def _centre_update(
     x: Tensor, centers: Tensor, candidates: Tensor | None, values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if (triton := kernel("centre_update", x)) is not None:
+    if (triton := kernel("centre_update", x, centers, values)) is not None:
         return triton.centre_update(x, centers, candidates, values)
     dtype = compute_dtype(x)
     x = x.to(dtype)
@@ -148,7 +148,7 @@ def _centre_update_backward(
     out: Tensor,
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if (triton := kernel("centre_update", x)) is not None:
+    if (triton := kernel("centre_update", grad, x, centers, values)) is not None:
         return triton.centre_update_backward(grad, grad_log_sum, x, centers, candidates, values, out, log_sum)
     dtype = out.dtype
     pixels, seeds = x.to(dtype), centers.to(dtype)

@@ -24,7 +24,8 @@ def region_adjacency(
     *,
     noise_cancel: bool = True,
     max_direction: bool = True,
-) -> Tensor:
+    return_degree: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Count how strongly regions touch in each direction (HG-Conv Eq. 4, 7 and appendix B).
 
     ``A_k = S^T Shift_k S``, that is ``A_k[i, j] = sum_p S_ip S_j,p+offset_k`` over the pixels p whose neighbour
@@ -39,10 +40,11 @@ def region_adjacency(
         offsets: K displacements (dy, dx), source minus target.
         noise_cancel: Subtract the opposite direction.
         max_direction: Keep one direction per pair.
+        return_degree: Return the sums over j too.
 
     Returns:
-        Shape ``(B, K, R, R)``, target i before source j, dtype of `assignment`, not negative. Differentiable in
-        `assignment` through the entries that stay.
+        Shape ``(B, K, R, R)``, target i before source j, dtype of `assignment`, not negative; with `return_degree`
+        also their sums over j, shape ``(B, K, R)``. Differentiable in `assignment` through the entries that stay.
 
     Raises:
         ValueError: if shapes disagree.
@@ -62,7 +64,8 @@ def region_adjacency(
     if not offsets or any(len(offset) != 2 for offset in offsets):
         raise ValueError(f"`offsets` must be displacements (dy, dx), got {offsets}.")
     flat = [int(value) for offset in offsets for value in offset]
-    return torch.ops.hggraph.region_adjacency(assignment, list(size), flat, noise_cancel, max_direction)
+    out = torch.ops.hggraph.region_adjacency(assignment, list(size), flat, noise_cancel, max_direction)
+    return out if return_degree else out[0]
 
 
 def region_adjacency_reference(
@@ -108,9 +111,14 @@ def opposite_pairs(offsets: Sequence[int]) -> list[tuple[int, int | None]]:
 
 def strongest_direction(weight: Tensor) -> Tensor:
     """Mark the largest of the directions in dimension 1; of those equal up to rounding the first."""
-    near = weight >= weight.amax(1, keepdim=True) * (1 - 1024 * torch.finfo(weight.dtype).eps)
+    near = weight >= weight.amax(1, keepdim=True) * _tie(weight.dtype)
     first = near.to(torch.uint8).argmax(1, keepdim=True)
     return torch.zeros_like(near).scatter_(1, first, True)
+
+
+def _tie(dtype: torch.dtype) -> float:
+    """Return the share of the strongest direction from which another counts as equal up to rounding."""
+    return 1 - 1024 * torch.finfo(dtype).eps
 
 
 def clean_up(raw: Tensor, noise_cancel: bool, max_direction: bool, center: int | None) -> Tensor:
@@ -146,22 +154,32 @@ def _center(offsets: Sequence[int]) -> int | None:
     return pairs.index((0, 0)) if (0, 0) in pairs else None
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     assignment, ctx.size, ctx.offsets, ctx.noise_cancel, _ = inputs
-    ctx.save_for_backward(assignment, output)
+    ctx.save_for_backward(assignment, output[0])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, grad_degree: Tensor) -> tuple[Any, ...]:
     assignment, out = ctx.saved_tensors
+    grad = grad + grad_degree.unsqueeze(-1)
     grad = torch.ops.hggraph.region_adjacency_backward(grad, assignment, out, ctx.size, ctx.offsets, ctx.noise_cancel)
     return grad, None, None, None, None
 
 
+def _fake(
+    assignment: Tensor, size: Any, offsets: Any, noise_cancel: bool, max_direction: bool
+) -> tuple[Tensor, Tensor]:
+    batch, regions = assignment.shape[:2]
+    directions = len(offsets) // 2
+    return (
+        assignment.new_empty(batch, directions, regions, regions),
+        assignment.new_empty(batch, directions, regions),
+    )
+
+
 @operator(
     "region_adjacency",
-    fake=lambda assignment, size, offsets, noise_cancel, max_direction: assignment.new_empty(
-        assignment.shape[0], len(offsets) // 2, assignment.shape[1], assignment.shape[1]
-    ),
+    fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     flops=lambda assignment, size, offsets, *_, **__: (
@@ -170,9 +188,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 )
 def _region_adjacency(
     assignment: Tensor, size: list[int], offsets: list[int], noise_cancel: bool, max_direction: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     if (triton := kernel("region_adjacency", assignment)) is not None:
-        return triton.region_adjacency(assignment, size, offsets, noise_cancel, max_direction)
+        tie = _tie(torch.float32)
+        return triton.region_adjacency(assignment, size, offsets, noise_cancel, max_direction, FILTER, tie)
     flat, width = _padded(assignment, size, offsets)
     batch, regions = assignment.shape[:2]
     raw = assignment.new_zeros(batch, len(offsets) // 2, regions, regions)
@@ -181,7 +200,8 @@ def _region_adjacency(
         raw[:, k] = torch.bmm(target, source.transpose(1, 2))
         if other is not None:
             raw[:, other] = raw[:, k].transpose(1, 2)
-    return clean_up(raw, noise_cancel, max_direction, _center(offsets))
+    out = clean_up(raw, noise_cancel, max_direction, _center(offsets))
+    return out, out.sum(-1)
 
 
 @operator(
@@ -199,7 +219,7 @@ def _region_adjacency_backward(
     offsets: list[int],
     noise_cancel: bool,
 ) -> Tensor:
-    if (triton := kernel("region_adjacency", assignment)) is not None:
+    if (triton := kernel("region_adjacency", grad, assignment)) is not None:
         return triton.region_adjacency_backward(grad, assignment, out, size, offsets, noise_cancel)
     grad = torch.where(out > 0, grad, 0)
     if noise_cancel:

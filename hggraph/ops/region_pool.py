@@ -67,12 +67,7 @@ def _inverse_mass(assignment: Tensor) -> Tensor:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    x, assignment, out = ctx.saved_tensors
-    dtype = assignment.dtype
-    scaled = grad.to(dtype) * _inverse_mass(assignment)
-    grad_x = torch.bmm(scaled.transpose(1, 2), assignment).to(x.dtype)
-    grad_assignment = torch.bmm(scaled, x.to(dtype)) - (scaled * out.to(dtype)).sum(-1, keepdim=True)
-    return grad_x, grad_assignment
+    return torch.ops.hggraph.region_pool_backward(grad, *ctx.saved_tensors)
 
 
 @operator(
@@ -83,8 +78,23 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     flops=lambda x, assignment, **_: 2 * x[0] * x[1] * x[2] * assignment[1],
 )
 def _region_pool(x: Tensor, assignment: Tensor) -> Tensor:
-    if (triton := kernel("region_pool", x)) is not None:
+    if (triton := kernel("region_pool", x, assignment)) is not None:
         return triton.region_pool(x, assignment)
     dtype = compute_dtype(x)  # the sum over a region may leave a half's range where the mean does not
     out = torch.bmm(assignment.to(dtype), x.to(dtype).transpose(1, 2))
     return out.mul_(_inverse_mass(assignment).to(dtype)).to(x.dtype)
+
+
+@operator(
+    "region_pool_backward",
+    fake=lambda grad, x, assignment, out: (x.new_empty(x.shape), assignment.new_empty(assignment.shape)),
+    flops=lambda grad, x, assignment, out, **_: 4 * x[0] * x[1] * x[2] * assignment[1],
+)
+def _region_pool_backward(grad: Tensor, x: Tensor, assignment: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    if (triton := kernel("region_pool", grad, x, assignment)) is not None:
+        return triton.region_pool_backward(grad, x, assignment, out)
+    dtype = assignment.dtype
+    scaled = grad.to(dtype) * _inverse_mass(assignment)
+    grad_x = torch.bmm(scaled.transpose(1, 2), assignment).to(x.dtype)
+    grad_assignment = torch.bmm(scaled, x.to(dtype)) - (scaled * out.to(dtype)).sum(-1, keepdim=True)
+    return grad_x, grad_assignment

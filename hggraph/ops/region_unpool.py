@@ -50,10 +50,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    z, assignment = ctx.saved_tensors
-    grad = grad.to(assignment.dtype)
-    grad_z = torch.bmm(assignment, grad.transpose(1, 2)).to(z.dtype)
-    return grad_z, torch.bmm(z.to(assignment.dtype), grad)
+    return torch.ops.hggraph.region_unpool_backward(grad, *ctx.saved_tensors)
 
 
 @operator(
@@ -64,6 +61,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     flops=lambda z, assignment, **_: 2 * z[0] * z[1] * z[2] * assignment[2],
 )
 def _region_unpool(z: Tensor, assignment: Tensor) -> Tensor:
-    if (triton := kernel("region_unpool", z)) is not None:
+    if (triton := kernel("region_unpool", z, assignment)) is not None:
         return triton.region_unpool(z, assignment)
     return torch.bmm(z.transpose(1, 2), assignment.to(z.dtype))
+
+
+@operator(
+    "region_unpool_backward",
+    fake=lambda grad, z, assignment: (z.new_empty(z.shape), assignment.new_empty(assignment.shape)),
+    flops=lambda grad, z, assignment, **_: 4 * z[0] * z[1] * z[2] * assignment[2],
+)
+def _region_unpool_backward(grad: Tensor, z: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
+    if (triton := kernel("region_unpool", grad, z, assignment)) is not None:
+        return triton.region_unpool_backward(grad, z, assignment)
+    grad = grad.to(assignment.dtype)
+    grad_z = torch.bmm(assignment, grad.transpose(1, 2)).to(z.dtype)
+    return grad_z, torch.bmm(z.to(assignment.dtype), grad)

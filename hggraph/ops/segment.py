@@ -137,7 +137,9 @@ def segment_reduce_reference(
 
 
 def gather_scale_sum(x: Tensor, ptr: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum ``weight[e] * x[index[e]]`` over each segment in one pass; the fast CPU path of the whole project."""
+    """Sum ``weight[e] * x[index[e]]`` over each segment in one pass; the fast path of the whole project."""
+    if (triton := kernel("segment", x, weight)) is not None:
+        return triton.gather_reduce(x, ptr, index, weight, x.shape[1], x.dtype)
     if x.shape[0] == 0 or x.shape[1] == 0 or index.shape[0] == 0:
         return x.new_zeros(ptr.shape[0] - 1, x.shape[1])
     # an embedding bag is this sum, and PyTorch's is vectorised and threaded over the segments
@@ -178,7 +180,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     flops=lambda x, ptr, index, weight, reduce, **_: (x if index is None else index)[0] * x[1] * 2,
 )
 def _segment_reduce(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str) -> Tensor:
-    if (triton := kernel("segment", x)) is not None:
+    if (triton := kernel("segment", x, weight)) is not None:
         return triton.segment_reduce(x, ptr, index, weight, reduce)
     if reduce == "max":
         rows = x if index is None else x[index]
@@ -217,10 +219,11 @@ def _segment_reduce_backward(
     out: Tensor | None,
     reduce: str,
 ) -> tuple[Tensor, Tensor]:
-    if (triton := kernel("segment", x)) is not None:
-        return triton.segment_reduce_backward(grad, x, ptr, index, weight, out, reduce)
     entry = _arange_if_none(x, index)
     segment = segment_ids(ptr, entry.shape[0])
+    if (triton := kernel("segment", grad, x, weight)) is not None:
+        transposed = transpose_csr(ptr, entry, x.shape[0])
+        return triton.segment_reduce_backward(grad, x, ptr, index, weight, out, reduce, segment, transposed)
     grad_weight = x.new_empty(0)
     if reduce == "max":
         assert out is not None
@@ -240,6 +243,8 @@ def _segment_reduce_backward(
 
 def gathered_dot(a: Tensor, a_index: Tensor, b: Tensor, b_index: Tensor, chunk: int = 1 << 22) -> Tensor:
     """Return ``sum_c a[a_index[e], c] * b[b_index[e], c]`` for each e, in pieces that bound the memory."""
+    if (triton := kernel("segment", a, b)) is not None:
+        return triton.segment_dot(a, a_index, b, b_index, a.dtype)
     step = max(1, chunk // max(1, a.shape[1]))
     pieces = [(a[i] * b[j]).sum(1) for i, j in zip(a_index.split(step), b_index.split(step), strict=True)]
     return torch.cat(pieces) if pieces else a.new_zeros(0)
@@ -256,10 +261,7 @@ def _softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    out, ptr = ctx.saved_tensors
-    weighted = out * grad
-    total = segment_reduce(weighted, ptr)[segment_ids(ptr, out.shape[0])]
-    return weighted - out * total, None
+    return torch.ops.hggraph.segment_softmax_backward(grad, *ctx.saved_tensors), None
 
 
 @operator(
@@ -275,3 +277,16 @@ def _segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
     segment = segment_ids(ptr, x.shape[0])
     exponent = (x - segment_reduce(x, ptr, reduce="max")[segment]).exp()
     return (exponent / segment_reduce(exponent, ptr)[segment]).contiguous()
+
+
+@operator(
+    "segment_softmax_backward",
+    fake=lambda grad, out, ptr: torch.empty_like(out, memory_format=torch.contiguous_format),
+    flops=lambda grad, out, ptr, **_: 4 * out[0] * (out[1] if len(out) > 1 else 1),
+)
+def _segment_softmax_backward(grad: Tensor, out: Tensor, ptr: Tensor) -> Tensor:
+    if (triton := kernel("segment", grad, out)) is not None:
+        return triton.segment_softmax_backward(grad, out, ptr)
+    weighted = out * grad
+    total = segment_reduce(weighted, ptr)[segment_ids(ptr, out.shape[0])]
+    return (weighted - out * total).contiguous()

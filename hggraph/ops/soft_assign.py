@@ -101,7 +101,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     flops=lambda x, centers, *_, **__: 2 * x[0] * x[1] * x[2] * centers[1],
 )
 def _soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshold: float) -> Tensor:
-    if (triton := kernel("soft_assign", x)) is not None:
+    if (triton := kernel("soft_assign", x, centers)) is not None:
         return triton.soft_assign(x, centers, candidates, threshold)
     dtype = compute_dtype(x)
     logits = negative_distance(x.to(dtype), centers.to(dtype))
@@ -121,7 +121,7 @@ def _soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshol
 def _soft_assign_backward(
     grad: Tensor, x: Tensor, centers: Tensor, candidates: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    if (triton := kernel("soft_assign", x)) is not None:
+    if (triton := kernel("soft_assign", grad, x, centers, weight)) is not None:
         return triton.soft_assign_backward(grad, x, centers, candidates, weight)
     # S is a softmax over the entries kept
     weighted = weight * grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from hggraph.ops.segment import (
     transpose_csr,
 )
 
-__all__ = ["EPSILON", "typed_aggregate", "typed_aggregate_dense"]
+__all__ = ["EPSILON", "typed_aggregate"]
 
 EPSILON = 1e-7  # least degree, HG-Conv Sec. 3
 _BUFFER = 1 << 23  # numbers in the (targets, K * C) buffer of the CPU path: 32 MiB of float32
@@ -86,50 +88,8 @@ def typed_aggregate(
     if normalize:
         degree = segment_reduce(coefficient, ptr).clamp(min=EPSILON)
         coefficient = coefficient / degree[key]
-    x, weight = _autocast(x, weight)
+    x, weight = autocast_pair(x, weight)
     return torch.ops.hggraph.typed_aggregate(x, weight, coefficient.to(x.dtype), ptr, source.contiguous(), groups)
-
-
-def typed_aggregate_dense(
-    x: Tensor, weight: Tensor, adjacency: Tensor, *, groups: int = 1, normalize: bool = True
-) -> Tensor:
-    """Compute `typed_aggregate` on dense adjacency matrices (HG-Conv Eq. 3).
-
-    ``out_b = sum_k D_bk^-1 A_bk x_b W_k``, with ``D_bk[i] = max(sum_j A_bk[i, j], 1e-7)``.
-
-    Args:
-        x: Features, shape ``(B, R, C)``, floating point.
-        weight: One matrix per direction, shape ``(K, C // groups, O)``.
-        adjacency: Strengths A_k[i, j] of target i and source j, shape ``(B, K, T, R)``, not negative when
-            normalised.
-        groups: As in ``Conv2d``.
-        normalize: Divide each row by its degree; False takes `adjacency` as it is.
-
-    Returns:
-        Shape ``(B, T, O)``. Differentiable in all three tensors, through the degree. Static shapes, no host
-        synchronisation.
-
-    Raises:
-        ValueError: if shapes disagree.
-
-    Note:
-        O(B K R (R C + C O / groups)) time, B K R C numbers of memory. Deterministic.
-
-    Example:
-        >>> typed_aggregate_dense(torch.tensor([[[1.0], [3.0]]]), torch.ones(1, 1, 1), torch.ones(1, 1, 2, 2))
-        tensor([[[2.],
-                 [2.]]])
-    """
-    check_ndim("x", x, 3, shape="(B, R, C)")
-    check_ndim("adjacency", adjacency, 4, shape="(B, K, T, R)")
-    _check_weight(x.shape[-1], weight, groups)
-    expected = (x.shape[0], weight.shape[0], adjacency.shape[2], x.shape[1])
-    if adjacency.shape != expected:
-        raise ValueError(f"`adjacency` must have shape (B, K, T, R) = {expected}, got {tuple(adjacency.shape)}.")
-    if normalize:
-        adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=EPSILON)
-    x, weight = _autocast(x, weight)
-    return torch.ops.hggraph.typed_aggregate_dense(x, weight, adjacency.to(x.dtype), groups)
 
 
 def typed_aggregate_reference(
@@ -149,15 +109,6 @@ def typed_aggregate_reference(
     return torch.stack(rows) if rows else weight.new_zeros(0, weight.shape[2])
 
 
-def typed_aggregate_dense_reference(x: Tensor, weight: Tensor, adjacency: Tensor, groups: int) -> Tensor:
-    """Return ``sum_k A_k x W_k`` group by group."""
-    parts = [
-        torch.einsum("bkij,bjc,kco->bio", adjacency, xg, wg)
-        for xg, wg in zip(x.chunk(groups, -1), weight.chunk(groups, -1), strict=True)
-    ]
-    return torch.cat(parts, -1)
-
-
 def _check_arguments(
     x: Tensor,
     weight: Tensor,
@@ -168,7 +119,7 @@ def _check_arguments(
     groups: int,
 ) -> None:
     check_ndim("x", x, 2, shape="(N, C)")
-    _check_weight(x.shape[1], weight, groups)
+    check_weight(x.shape[1], weight, groups)
     check_ndim("edge_index", edge_index, 2, shape="(2, E)")
     if edge_index.shape[0] != 2:
         raise ValueError(f"`edge_index` must have shape (2, E), got {tuple(edge_index.shape)}.")
@@ -186,7 +137,7 @@ def _check_arguments(
     check_range("edge_index[1]", edge_index[1], num_targets, "Give `num_targets` for a graph with a stride.")
 
 
-def _check_weight(channels: int, weight: Tensor, groups: int) -> None:
+def check_weight(channels: int, weight: Tensor, groups: int) -> None:
     check_ndim("weight", weight, 3, shape="(K, C // groups, O)")
     if groups < 1 or weight.shape[1] * groups != channels or weight.shape[2] % groups:
         raise ValueError(
@@ -195,14 +146,14 @@ def _check_weight(channels: int, weight: Tensor, groups: int) -> None:
         )
 
 
-def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def autocast_pair(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         return (x, weight) if x.dtype == torch.float64 else (x.to(dtype), weight.to(dtype))
     return x, weight
 
 
-def _multiply(gathered: Tensor, weight: Tensor, groups: int) -> Tensor:
+def multiply(gathered: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Multiply aggregates (N, K, C) by weight (K, C // groups, O) and sum over K: one GEMM per group."""
     num, num_directions, channels = gathered.shape
     if groups == 1:
@@ -224,8 +175,8 @@ def _by_group(gathered: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Te
     )
 
 
-def _multiply_backward(grad: Tensor, gathered: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `_multiply` for aggregates and weight."""
+def multiply_backward(grad: Tensor, gathered: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `multiply` for aggregates and weight."""
     num, num_directions, channels = gathered.shape
     if groups == 1:
         flat = gathered.reshape(num, num_directions * channels)
@@ -241,15 +192,32 @@ def _multiply_backward(grad: Tensor, gathered: Tensor, weight: Tensor, groups: i
     )
 
 
-def _chunks(num_rows: int, row: int) -> list[tuple[int, int]]:
-    step = max(1, _BUFFER // max(1, row))
-    return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+@dataclass(frozen=True)
+class _Piece:
+    """Some targets, their edges, and the pointer over these alone."""
+
+    targets: slice
+    edges: slice
+    ptr: Tensor
 
 
-def _gather(x: Tensor, ptr: Tensor, source: Tensor, coefficient: Tensor, num_directions: int) -> Tensor:
-    first, last = int(ptr[0]), int(ptr[-1])
-    out = gather_scale_sum(x, ptr - first, source[first:last], coefficient[first:last])
-    return out.view((ptr.shape[0] - 1) // num_directions, num_directions, x.shape[1])
+def _pieces(x: Tensor, ptr: Tensor, num_directions: int, num_edges: int) -> Iterator[_Piece]:
+    """Cut the targets so that the aggregates of a piece fit the buffer; a GPU gets one and is not waited for."""
+    targets = (ptr.shape[0] - 1) // num_directions
+    step = max(1, _BUFFER // max(1, num_directions * x.shape[1]))
+    if x.is_cuda or step >= targets:
+        yield _Piece(slice(0, targets), slice(0, num_edges), ptr)
+        return
+    for start in range(0, targets, step):
+        end = min(start + step, targets)
+        part = ptr[start * num_directions : end * num_directions + 1]
+        edges = slice(int(part[0]), int(part[-1]))
+        yield _Piece(slice(start, end), edges, part - edges.start)
+
+
+def _gather(x: Tensor, piece: _Piece, source: Tensor, coefficient: Tensor, num_directions: int) -> Tensor:
+    out = gather_scale_sum(x, piece.ptr, source[piece.edges], coefficient[piece.edges])
+    return out.view(piece.targets.stop - piece.targets.start, num_directions, x.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -277,13 +245,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _typed_aggregate(
     x: Tensor, weight: Tensor, coefficient: Tensor, ptr: Tensor, source: Tensor, groups: int
 ) -> Tensor:
-    if (triton := kernel("typed_aggregate", x)) is not None:
+    triton = kernel("typed_aggregate", x, weight, coefficient)
+    if triton is not None and triton.fuses(weight, ptr, source, groups):
         return triton.typed_aggregate(x, weight, coefficient, ptr, source, groups)
     num_directions = weight.shape[0]
     out = x.new_empty((ptr.shape[0] - 1) // num_directions, weight.shape[2])
-    for start, end in _chunks(out.shape[0], num_directions * x.shape[1]):
-        part = ptr[start * num_directions : end * num_directions + 1]
-        out[start:end] = _multiply(_gather(x, part, source, coefficient, num_directions), weight, groups)
+    for piece in _pieces(x, ptr, num_directions, source.shape[0]):
+        out[piece.targets] = multiply(_gather(x, piece, source, coefficient, num_directions), weight, groups)
     return out
 
 
@@ -318,64 +286,22 @@ def _typed_aggregate_backward(
     groups: int,
     strengths: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if (triton := kernel("typed_aggregate", x)) is not None:
-        return triton.typed_aggregate_backward(grad, x, weight, coefficient, ptr, source, groups, strengths)
     num_directions = weight.shape[0]
     # the first piece is taken as it is: mostly there is one
     grad_x, grad_weight = None, None
     grad_coefficient = coefficient.new_zeros(coefficient.shape[0] if strengths else 0)
-    for start, end in _chunks(grad.shape[0], num_directions * x.shape[1]):
-        part = ptr[start * num_directions : end * num_directions + 1]
-        edges = slice(int(part[0]), int(part[-1]))
-        part = part - edges.start
-        gathered = gather_scale_sum(x, part, source[edges], coefficient[edges])
-        grad_gathered, piece = _multiply_backward(
-            grad[start:end], gathered.view(end - start, num_directions, x.shape[1]), weight, groups
-        )
-        grad_weight = piece if grad_weight is None else grad_weight.add_(piece)
+    for piece in _pieces(x, ptr, num_directions, source.shape[0]):
+        edges = piece.edges
+        gathered = _gather(x, piece, source, coefficient, num_directions)
+        grad_gathered, part = multiply_backward(grad[piece.targets], gathered, weight, groups)
+        grad_weight = part if grad_weight is None else grad_weight.add_(part)
         grad_gathered = grad_gathered.flatten(0, 1)
-        row_ptr, row_segment, order = transpose_csr(part, source[edges], x.shape[0])
-        piece = gather_scale_sum(grad_gathered, row_ptr, row_segment, coefficient[edges][order])
-        grad_x = piece if grad_x is None else grad_x.add_(piece)
+        row_ptr, row_segment, order = transpose_csr(piece.ptr, source[edges], x.shape[0])
+        part = gather_scale_sum(grad_gathered, row_ptr, row_segment, coefficient[edges][order])
+        grad_x = part if grad_x is None else grad_x.add_(part)
         if strengths:
-            segment = segment_ids(part, edges.stop - edges.start)
+            segment = segment_ids(piece.ptr, edges.stop - edges.start)
             grad_coefficient[edges] = gathered_dot(grad_gathered, segment, x, source[edges])
     grad_x = x.new_zeros(x.shape) if grad_x is None else grad_x
     grad_weight = weight.new_zeros(weight.shape) if grad_weight is None else grad_weight
     return grad_x, grad_weight, grad_coefficient
-
-
-def _dense_gather(x: Tensor, adjacency: Tensor) -> Tensor:
-    batch, num_directions, targets, sources = adjacency.shape
-    gathered = torch.bmm(adjacency.reshape(batch, num_directions * targets, sources), x)
-    gathered = gathered.view(batch, num_directions, targets, x.shape[2]).transpose(1, 2)
-    return gathered.reshape(batch * targets, num_directions, x.shape[2])
-
-
-def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight, adjacency = ctx.saved_tensors
-    batch, num_directions, targets, sources = adjacency.shape
-    grad_gathered, grad_weight = _multiply_backward(
-        grad.reshape(batch * targets, weight.shape[2]), _dense_gather(x, adjacency), weight, ctx.groups
-    )
-    grad_gathered = grad_gathered.view(batch, targets, num_directions, x.shape[2]).transpose(1, 2)
-    grad_gathered = grad_gathered.reshape(batch, num_directions * targets, x.shape[2])
-    grad_adjacency = torch.bmm(grad_gathered, x.transpose(1, 2)).view_as(adjacency)
-    flat = adjacency.reshape(batch, num_directions * targets, sources)
-    return torch.bmm(flat.transpose(1, 2), grad_gathered), grad_weight, grad_adjacency, None
-
-
-@operator(
-    "typed_aggregate_dense",
-    fake=lambda x, weight, adjacency, groups: x.new_empty(x.shape[0], adjacency.shape[2], weight.shape[2]),
-    setup_context=_setup_context,
-    backward=_dense_backward,
-    flops=lambda x, weight, adjacency, groups, **_: (
-        2 * adjacency[0] * adjacency[1] * adjacency[2] * (adjacency[3] * x[2] + weight[1] * weight[2])
-    ),
-)
-def _typed_aggregate_dense(x: Tensor, weight: Tensor, adjacency: Tensor, groups: int) -> Tensor:
-    if (triton := kernel("typed_aggregate", x)) is not None:
-        return triton.typed_aggregate_dense(x, weight, adjacency, groups)
-    out = _multiply(_dense_gather(x, adjacency), weight, groups)
-    return out.view(x.shape[0], adjacency.shape[2], weight.shape[2])

@@ -71,16 +71,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, z, assignment, weight, bias = ctx.saved_tensors
-    on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-    dtype = assignment.dtype
-    grad_product = torch.bmm(assignment, grad.to(dtype).transpose(1, 2)).to(z.dtype)  # (B, R, O)
-    grad_x = torch.matmul(on_pixels.t(), grad)
-    grad_z = torch.matmul(grad_product, on_regions)
-    grad_assignment = torch.bmm(torch.matmul(z, on_regions.t()).to(dtype), grad.to(dtype))
-    grad_pixels = torch.bmm(grad, x.transpose(1, 2)).sum(0)
-    grad_regions = torch.bmm(grad_product.transpose(1, 2), z).sum(0)
-    grad_bias = None if bias is None else grad.sum((0, 2))
-    return grad_x, grad_z, grad_assignment, torch.cat([grad_pixels, grad_regions], 1), grad_bias
+    grads = torch.ops.hggraph.unpool_conv1x1_backward(grad, x, z, assignment, weight)
+    return *grads, None if bias is None else grad.sum((0, 2))
 
 
 @operator(
@@ -91,7 +83,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     flops=lambda x, z, assignment, weight, bias, **_: 2 * x[0] * weight[0] * (x[2] * (x[1] + z[1]) + z[1] * z[2]),
 )
 def _unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if (triton := kernel("unpool_conv1x1", x)) is not None:
+    if (triton := kernel("unpool_conv1x1", x, z, assignment, weight)) is not None:
         return triton.unpool_conv1x1(x, z, assignment, weight, bias)
     on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
     product = torch.matmul(z, on_regions.t())  # (B, R, O)
@@ -99,3 +91,35 @@ def _unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bi
     out = torch.matmul(x.transpose(1, 2), on_pixels.t())  # (B, P, O)
     out = out.baddbmm_(assignment.to(x.dtype).transpose(1, 2), product)
     return (out if bias is None else out.add_(bias)).transpose(1, 2)
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape),
+        z.new_empty(z.shape),
+        assignment.new_empty(assignment.shape),
+        weight.new_empty(weight.shape),
+    )
+
+
+@operator(
+    "unpool_conv1x1_backward",
+    fake=_backward_fake,
+    flops=lambda grad, x, z, assignment, weight, **_: 4 * x[0] * weight[0] * (x[2] * (x[1] + z[1]) + z[1] * z[2]),
+)
+def _unpool_conv1x1_backward(
+    grad: Tensor, x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if (triton := kernel("unpool_conv1x1", grad, x, z, assignment, weight)) is not None:
+        return triton.unpool_conv1x1_backward(grad, x, z, assignment, weight)
+    on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
+    dtype = assignment.dtype
+    grad_product = torch.bmm(assignment, grad.to(dtype).transpose(1, 2)).to(z.dtype)  # (B, R, O)
+    grad_x = torch.matmul(on_pixels.t(), grad)
+    grad_z = torch.matmul(grad_product, on_regions)
+    grad_assignment = torch.bmm(torch.matmul(z, on_regions.t()).to(dtype), grad.to(dtype))
+    grad_pixels = torch.bmm(grad, x.transpose(1, 2)).sum(0)
+    grad_regions = torch.bmm(grad_product.transpose(1, 2), z).sum(0)
+    return grad_x, grad_z, grad_assignment, torch.cat([grad_pixels, grad_regions], 1)

@@ -33,6 +33,22 @@ def updated(depth):  # new centres and log-sums, or their gradients
     return rand(2, depth, 4).mT, rand(2, 4)
 
 
+def half_leaf(*shape):
+    return leaf(*shape, dtype=torch.bfloat16)
+
+
+def image(batch, channels, height, width):  # in channels_last memory
+    return leaf(batch, height, width, channels).detach().permute(0, 3, 1, 2).requires_grad_()
+
+
+def last_image(channels):
+    return image(2, channels, 4, 5).detach()
+
+
+def attended(depth):  # result and log-sums of attention
+    return rand(2, depth, 4, 5), rand(2, 4, 5)
+
+
 def halves():
     return rand(2, 6, 3).mT.half(), rand(2, 3, 4).mT.half()
 
@@ -53,6 +69,7 @@ SAMPLES = {
         (rand(4, 3), torch.ones(3, 4).t(), PTR, ROWS, None, torch.ones(4, 3), "max"),
     ],
     "segment_softmax": lambda: [(leaf(6), PTR), (last(6, 3), PTR), (leaf(0, 2), torch.tensor([0]))],
+    "segment_softmax_backward": lambda: [(rand(6), rand(6), PTR), (rand(3, 6).t(), rand(3, 6).t(), PTR)],
     "soft_assign": lambda: [
         (leaf(2, 3, 6), leaf(2, 4, 3), None, 1e-3),
         (last(2, 3, 6), last(2, 4, 3), some(2), 0.0),
@@ -71,6 +88,18 @@ SAMPLES = {
         (*updated(3), rand(2, 3, 6), rand(2, 4, 3), None, None, *updated(3)),
         (*updated(5), *halves(), some(3), rand(2, 6, 5).mT, *updated(5)),
     ],
+    "local_attention": lambda: [
+        (leaf(2, 3, 4, 5), leaf(2, 3, 4, 5), leaf(2, 2, 4, 5), None, SQUARE, 0.5, "zero"),
+        (image(2, 3, 4, 5), image(2, 3, 4, 5), image(2, 2, 4, 5), leaf(2, 4), HALF_PLANE, 0.5, "mask"),
+        (last(2, 3, 4, 5), leaf(2, 3, 4, 5), image(2, 2, 4, 5), leaf(9), SQUARE, 2.0, "shift"),
+        (*(half_leaf(2, 3, 4, 5) for _ in range(3)), half_leaf(4), HALF_PLANE, 0.5, "zero"),
+        (leaf(0, 3, 4, 5), leaf(0, 3, 4, 5), leaf(0, 2, 4, 5), leaf(4), HALF_PLANE, 0.5, "mask"),
+    ],
+    "local_attention_backward": lambda: [
+        (*(rand(2, 3, 4, 5) for _ in range(4)), None, *attended(3), SQUARE, 0.5, "mask"),
+        (rand(2, 2, 5, 4).mT, *map(last_image, (3, 3, 2)), rand(2, 4), *attended(2), HALF_PLANE, 0.5, "zero"),
+        (*(rand(2, 3, 4, 5).half() for _ in range(4)), rand(9).half(), *attended(3), SQUARE, 0.5, "shift"),
+    ],
     "region_adjacency": lambda: [
         (leaf(2, 4, 12), [3, 4], SQUARE, True, True),
         (last(2, 4, 12), [3, 4], HALF_PLANE, False, False),
@@ -85,10 +114,18 @@ SAMPLES = {
         (last(2, 3, 6), last(2, 4, 6)),
         (leaf(2, 3, 6, dtype=torch.bfloat16), leaf(2, 4, 6)),
     ],
+    "region_pool_backward": lambda: [
+        (rand(2, 4, 3), rand(2, 3, 6), rand(2, 4, 6), rand(2, 4, 3)),
+        (rand(2, 3, 4).mT, rand(2, 6, 3).mT, rand(2, 6, 4).mT, rand(2, 4, 3)),
+    ],
     "region_unpool": lambda: [
         (leaf(2, 4, 3), leaf(2, 4, 6)),
         (last(2, 4, 3), last(2, 4, 6)),
         (leaf(2, 4, 3, dtype=torch.bfloat16), leaf(2, 4, 6)),
+    ],
+    "region_unpool_backward": lambda: [
+        (rand(2, 3, 6), rand(2, 4, 3), rand(2, 4, 6)),
+        (rand(2, 6, 3).mT, rand(2, 3, 4).mT, rand(2, 6, 4).mT),
     ],
     "typed_aggregate": lambda: [
         (leaf(4, 2), leaf(2, 2, 4), leaf(6), PTR, ROWS, 1),
@@ -103,11 +140,19 @@ SAMPLES = {
         (leaf(2, 4, 2), leaf(3, 2, 5), leaf(2, 3, 4, 4), 1),
         (last(2, 4, 4), leaf(3, 2, 6), last(2, 3, 5, 4), 2),
     ],
+    "typed_aggregate_dense_backward": lambda: [
+        (rand(2, 4, 5), rand(2, 4, 2), rand(3, 2, 5), rand(2, 3, 4, 4), 1),
+        (rand(2, 6, 5).mT, rand(2, 4, 4).mT, rand(3, 2, 6), rand(2, 3, 4, 5).mT, 2),
+    ],
     "unpool_conv1x1": lambda: [
         (leaf(2, 3, 6), leaf(2, 4, 2), leaf(2, 4, 6), leaf(5, 5), leaf(5)),
         (last(2, 3, 6), last(2, 4, 2), last(2, 4, 6), last(5, 5), None),
         (leaf(2, 3, 6)[:, :, ::2], leaf(2, 4, 2), leaf(2, 4, 3), leaf(5, 5), None),
         (last(2, 3, 1), leaf(2, 4, 2), leaf(2, 4, 1), leaf(5, 5), None),
+    ],
+    "unpool_conv1x1_backward": lambda: [
+        (rand(2, 5, 6), rand(2, 3, 6), rand(2, 4, 2), rand(2, 4, 6), rand(5, 5)),
+        (rand(2, 6, 5).mT, rand(2, 6, 3).mT, rand(2, 2, 4).mT, rand(2, 6, 4).mT, rand(5, 5).mT),
     ],
 }
 FORWARD = [name for name in SAMPLES if not name.endswith("_backward")]
@@ -131,7 +176,7 @@ def test_differentiable(name):
     for arguments in SAMPLES[name]():
         out = getattr(torch.ops.hggraph, name)(*arguments)
         leaves = [t for t in arguments if isinstance(t, torch.Tensor) and t.requires_grad]
-        out = out if isinstance(out, tuple) else (out,)
+        out = [part for part in (out if isinstance(out, tuple) else (out,)) if part.requires_grad]
         grads = torch.autograd.grad(out, leaves, [torch.rand_like(o) for o in out])
         assert [(g.shape, g.dtype) for g in grads] == [(t.shape, t.dtype) for t in leaves]
         assert all(t.isfinite().all() for t in (*out, *grads))
@@ -145,6 +190,11 @@ FLOPS = {
     "centre_update": (
         lambda: (leaf(2, 3, 6), leaf(2, 4, 3), None, leaf(2, 5, 6)),
         2 * (2 * 6 * 4) * (3 + 5),
+    ),
+    # 9 taps for each of 20 pixels, outside the image too
+    "local_attention": (
+        lambda: (leaf(2, 3, 4, 5), leaf(2, 3, 4, 5), leaf(2, 7, 4, 5), leaf(9), SQUARE, 0.5, "zero"),
+        2 * (2 * 20 * 9) * (3 + 7),
     ),
     "region_adjacency": (
         lambda: (leaf(2, 4, 12), [3, 4], SQUARE, True, True),
@@ -198,7 +248,14 @@ BACKWARD_FLOPS = {
     "soft_assign": 2 * 2 * (2 * 6 * 4) * 3,  # for pixels and for centres
     # distances again and their two gradients; weights' and values' gradients
     "centre_update": 2 * (2 * 6 * 4) * (3 * 3 + 2 * 5),
+    # logits again, gradients of queries and keys; those of weights and values
+    "local_attention": 2 * (2 * 20 * 9) * (3 * 3 + 2 * 7),
     "region_adjacency": 2 * (4 * 2 * 2 * (4 * 4) * 12),
+    "segment_softmax": 4 * 6 * 3,  # two multiplications, a sum, a difference
+    "region_pool": 2 * (2 * 2 * 3 * 6 * 4),
+    "region_unpool": 2 * (2 * 2 * 4 * 3 * 6),
+    "typed_aggregate_dense": 2 * (2 * 3 * 5) * (3 * (4 * 6) + 2 * (3 * 8)),
+    "unpool_conv1x1": 2 * (2 * 2 * (6 * 3 * 5 + 6 * 4 * 5 + 4 * 7 * 5)),
     # aggregates again, their gradient scattered, that of the coefficients; two products
     "typed_aggregate": 3 * (2 * 6 * 4) + 2 * (2 * (2 * 2) * (2 * 6)),
 }
@@ -238,5 +295,6 @@ def test_compile():
 def test_forced(monkeypatch, name):
     """Every operator asks for the backend, and refuses CPU tensors when Triton is forced."""
     monkeypatch.setattr(_library, "missing_backend", lambda backend: None)
+    monkeypatch.setattr(_library, "interpreting", lambda: False)
     with use_backend("triton"), pytest.raises(RuntimeError, match="needs tensors on a GPU"):
         getattr(torch.ops.hggraph, name)(*SAMPLES[name]()[0])

@@ -144,7 +144,8 @@ def test_order(seed):
 def test_chunks(agree, monkeypatch, buffer):
     """Pieces of 1, 2 and 6 targets, forward and backward, some of them without an edge."""
     monkeypatch.setattr(MODULE, "_BUFFER", buffer)
-    assert MODULE._chunks(11, 6)[0] == (0, {1: 1, 13: 2, 40: 6}[buffer])
+    pieces = list(MODULE._pieces(torch.zeros(1, 3), torch.zeros(23, dtype=torch.long), 2, 0))
+    assert pieces[0].targets == slice(0, {1: 1, 13: 2, 40: 6}[buffer])
     target = torch.tensor([0, 0, 1, 7, 7, 8, 10]).repeat_interleave(2)
     key = (target * 3 + torch.randint(3, (14,))).sort().values
     rest = [csr_pointer(key, 33), torch.randint(6, (14,)), 2]

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hggraph.ops import typed_aggregate, typed_aggregate_dense
-from hggraph.ops.typed_aggregate import typed_aggregate_dense_reference
+from hggraph.ops.typed_aggregate_dense import typed_aggregate_dense_reference
 
 close = {"rtol": 1e-10, "atol": 1e-10}
 

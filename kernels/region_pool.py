@@ -1,0 +1,25 @@
+"""Pooling of pixels to regions: ``z_r = sum_p S_rp x_p / sum_p S_rp``, the masses in the same pass as the sums."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hggraph.kernels._matmul import matmul
+
+
+def _inverse(mass: Tensor) -> Tensor:
+    return torch.where(mass > 0, mass.reciprocal(), 0)[..., None]  # 0 keeps an empty region out of the gradients
+
+
+def region_pool(x: Tensor, assignment: Tensor) -> Tensor:
+    total, mass = matmul(assignment, x.mT, dtype=torch.float32, row_sum=True)
+    return total.mul_(_inverse(mass)).to(x.dtype)
+
+
+def region_pool_backward(grad: Tensor, x: Tensor, assignment: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    scaled = grad.float() * _inverse(assignment.sum(2, dtype=torch.float32))
+    grad_x, _ = matmul(scaled.mT, assignment, dtype=x.dtype)
+    shift = (scaled * out).sum(2)
+    grad_assignment, _ = matmul(scaled, x, dtype=assignment.dtype, row_shift=shift)
+    return grad_x, grad_assignment
