@@ -157,7 +157,7 @@ def _local_gather_kernel(
             if REVERSE:
                 y_t = y - tl.load(p_offsets + 2 * t)
                 x_t = x - tl.load(p_offsets + 2 * t + 1)
-                inside = (y < height) & (y_t >= 0) & (y_t < height) & (x_t >= 0) & (x_t < width)
+                inside = (y_t >= 0) & (y_t < height) & (x_t >= 0) & (x_t < width)
                 pixel = y_t * width + x_t
                 place = pixel
             else:

@@ -36,8 +36,7 @@ def _table(offsets: list[int]) -> tuple[list[int], list[int]]:
 def _load_shifted(p_s, o_r, o_p, dy, dx, s_r, s_p, regions, height, width):
     """Load S[r, p + offset], 0 where the neighbour lies outside the image."""
     y, x = o_p // width + dy, o_p % width + dx
-    # pixels past the end are rows past the end
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & (o_p // width < height)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     offsets = o_r[:, None].to(tl.int64) * s_r + (y * width + x)[None, :].to(tl.int64) * s_p
     return tl.load(p_s + offsets, mask=(o_r[:, None] < regions) & inside[None, :], other=0.0)
 
@@ -91,7 +90,7 @@ def _region_adjacency_clean_kernel(
     o_k = tl.arange(0, BLOCK_K)
     product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
     transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
-    center = ((product < 0) & (o_k < directions))[:, None, None]
+    center = (product < 0)[:, None, None]
     p_raw += batch * s_batch
     degree = tl.zeros((BLOCK_K, BLOCK_I), dtype=tl.float32)
     for start in range(0, regions, BLOCK_J):

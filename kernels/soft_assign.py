@@ -90,14 +90,13 @@ def _soft_assign_candidates_fwd_kernel(
     o_p = tl.program_id(0) % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
     batch = (tl.program_id(0) // tiles_p).to(tl.int64)
     o_t = tl.arange(0, BLOCK_T)
-    inside = (o_t[:, None] < entries) & (o_p[None, :] < pixels)
     index = load_tile(p_index + batch * s_ib, o_t, o_p, s_it, s_ip, entries, pixels)
     logits = tl.zeros((BLOCK_T, BLOCK_P), dtype=tl.float32)
     p_x += batch * s_xb
     p_c += batch * s_cb
     for _ in range(0, channels):
         x = tl.load(p_x + o_p.to(tl.int64) * s_xp, mask=o_p < pixels, other=0.0)
-        c = tl.load(p_c + index * s_cr, mask=inside, other=0.0)
+        c = tl.load(p_c + index * s_cr)  # past the entries and the pixels that of region 0
         difference = x.to(tl.float32)[None, :] - c.to(tl.float32)
         logits -= difference * difference
         p_x += s_xc

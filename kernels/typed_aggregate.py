@@ -39,9 +39,10 @@ def _typed_aggregate_fwd_kernel(
                 gathered = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
                 for step in range(0, longest):
                     edge = start + step
-                    source = tl.load(p_source + edge, mask=edge < stop, other=0)
-                    strength = tl.load(p_coefficient + edge, mask=edge < stop, other=0.0).to(tl.float32)
-                    inside = (edge < stop)[:, None] & (o_c < channels)[None, :]
+                    exists = edge < stop
+                    source = tl.load(p_source + edge, mask=exists, other=0)
+                    strength = tl.load(p_coefficient + edge, mask=exists, other=0.0).to(tl.float32)
+                    inside = exists[:, None] & (o_c < channels)[None, :]
                     x = tl.load(p_x + source[:, None] * s_xn + o_c[None, :].to(tl.int64) * s_xc, mask=inside, other=0.0)
                     gathered += strength[:, None] * x.to(tl.float32)
                 w = load_tile(p_weight, o_c, o_o, s_wc, s_wo, channels, num_out)

@@ -98,6 +98,7 @@ CASES = [
     Case("soft_assign", "channels last", lambda: (last(rand(2, 3, 17)), last(rand(2, 17, 3)), None, 0.0), 1e-4),
     Case("soft_assign", "far", lambda: (5 * rand(1, 4, 21), 5 * rand(1, 6, 4), None, 1e-3), 1e-4),
     Case("soft_assign", "many regions", lambda: (rand(1, 3, 19), rand(1, 131, 3), None, 1e-3), 1e-4),
+    Case("soft_assign", "many far regions", lambda: (rand(1, 3, 19) / 4, rand(1, 131, 3) / 4 + 3, None, 1e-3), 1e-4),
     Case("soft_assign", "candidates", lambda: (rand(2, 5, 21), rand(2, 7, 5), some(2, 3, 7, 21), 1e-3), 1e-4),
     Case("soft_assign", "far candidates", lambda: (5 * last(rand(1, 4, 9)), 5 * rand(1, 6, 4), some(1, 2, 6, 9), 0.1), 1e-4),
     Case("soft_assign", "one pixel", lambda: (rand(1, 1, 1), rand(1, 1, 1), None, 1e-3), 1e-4),
