@@ -25,9 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	set -e; for f in benchmarks/bench_*.py; do \
-		$(BIN)/python -m benchmarks.$$(basename $$f .py); \
-	done
+	$(BIN)/hggraph bench
 
 clean:
 	rm -rf .venv build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

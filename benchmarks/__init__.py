@@ -1,1 +1,1 @@
-"""Speed and memory against the best there is: ``python -m benchmarks.bench_<what>`` from the repository root."""
+"""Speed and memory against the best there is: ``hggraph bench``, or one file, ``python -m hggraph.benchmarks.bench_<what>``."""

@@ -1,8 +1,7 @@
-"""What all benchmarks share: interleaved timing, checks before ratios, one table and one JSON file.
+"""What all benchmarks share: contenders, checks before ratios, one table and one JSON file.
 
-Contenders take turns within each round, so that a machine that slows down slows all of them. Ratios are taken round
-by round; medians and quartiles are reported. A ratio needs an agreement: what is compared was shown to give the same
-result, within a stated tolerance. Without it no ratio is reported and the program fails.
+Ratios are taken round by round; medians and quartiles are reported. A ratio needs an agreement: what is compared was
+shown to give the same result, within a stated tolerance. Without it no ratio is reported and the program fails.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,11 +19,32 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-__all__ = ["THREADS", "Agreement", "Report", "agree", "hardware", "options"]
+from hggraph.benchmarks._roofline import Roofline, Work
+from hggraph.benchmarks._timing import Timing, extra_memory, quartiles, seconds_of, take_turns
+from hggraph.data import write_atomically
+
+__all__ = ["THREADS", "Agreement", "Report", "Setting", "agree", "hardware", "options"]
 
 THREADS = 2
+_SLOW = 2.0  # seconds of a peer that is not repeated
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how benchmarks run."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    rounds: int = 9
+    quick: bool = False  # tiny sizes, to see that it runs
+    compile: bool = False  # time torch.compile's versions too
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
 
 @dataclass(frozen=True)
@@ -59,21 +78,6 @@ def agree(what: str, got: Tensor | Sequence[Tensor], want: Tensor | Sequence[Ten
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of one contender in each round."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        return quartiles(self.seconds)
-
-
-@dataclass(frozen=True)
 class Ratio:
     """A time over another, and what it should reach."""
 
@@ -89,38 +93,63 @@ class Report:
     """Times contenders, keeps what was found, prints it and writes it."""
 
     title: str
-    rounds: int = 15
-    quick: bool = False
+    setting: Setting = field(default_factory=Setting)
+    roofline: Roofline | None = None
     timings: dict[str, Timing] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
     agreements: list[Agreement] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def quick(self) -> bool:
+        return self.setting.quick
+
     def time(
-        self, contenders: dict[str, Callable[[], object]], *, warmup: int = 2, least: float = 0.02
+        self,
+        contenders: dict[str, Callable[[], object]],
+        *,
+        work: dict[str, Work] | None = None,
+        warmup: int = 2,
+        least: float = 0.02,
     ) -> dict[str, Timing]:
-        """Run all contenders in each round, in turning order.
+        """Run all contenders in each round, in turning order, then each once more for its memory.
 
         Args:
             contenders: Name and what to run.
+            work: What a contender has to move and to compute at least, for its share of the roofline.
             warmup: Runs of each before anything counts.
             least: Seconds; shorter contenders run several times per round, and the mean counts.
         """
-        repeats = {}
-        for name, run in contenders.items():
-            for _ in range(warmup):
-                run()
-            repeats[name] = max(1, round(least / max(seconds_of(run, 1), 1e-6)))
-        names = list(contenders)
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(self.rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                seconds[name].append(seconds_of(contenders[name], repeats[name]))
-        timings = {name: Timing(tuple(values)) for name, values in seconds.items()}
+        device = self.setting.device
+        timings = take_turns(contenders, self.setting.rounds, device, warmup=warmup, least=least)
         self.timings |= timings
+        self.memory |= {name: extra_memory(run, device) for name, run in contenders.items()}
+        if self.roofline is not None:
+            for name, needs in (work or {}).items():
+                self.shares[name] = self.roofline.share(needs, timings[name].median)
         return timings
+
+    def peer(self, name: str, make: Callable[[], Callable[[], object]]) -> Callable[[], object] | None:
+        """Return what `make` gives after two runs of it.
+
+        None, with the reason in the table, if that fails or takes too long to be repeated.
+        """
+        try:
+            run = make()
+            run()
+            seconds = seconds_of(run, 1)
+        except Exception as error:  # a peer of any kind may be missing or broken in any way
+            reason = str(error).strip().partition("\n")[0]
+            self.absent[name] = f"{type(error).__name__}: {reason}"[:160]
+            return None
+        if seconds > _SLOW:
+            self.absent[name] = f"one run takes {seconds:.1f} s: too slow to repeat"
+            return None
+        return run
 
     def ratio(
         self,
@@ -173,16 +202,19 @@ class Report:
         console.print(f"\n[bold]{self.title}[/bold]\n{hardware()}", highlight=False)
         if self.quick:
             console.print("--quick: tiny sizes, to see that it runs; the numbers mean nothing")
+        if self.roofline is not None:
+            rates = f"{self.roofline.bandwidth / 1e9:.1f} GB/s copied, {self.roofline.rate / 1e9:.0f} GFLOP/s"
+            console.print(f"measured here: {rates} in {self.setting.dtype}", highlight=False)
         for agreement in self.agreements:
             console.print(f"agreement: {agreement}", style="" if agreement.holds else "red", highlight=False)
-        if self.timings:
+        if self.timings or self.absent:
             console.print(self._timing_table())
         for table in self.tables:
             console.print(table)
         if self.ratios:
             console.print(self._ratio_table())
         if path is not None:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            write_json(path, self.to_dict())
         return int(self.refused)
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,21 +223,30 @@ class Report:
             "title": self.title,
             "hardware": hardware(),
             "threads": torch.get_num_threads(),
+            "device": str(self.setting.device),
+            "dtype": str(self.setting.dtype).removeprefix("torch."),
             "quick": self.quick,
+            "roofline": None if self.roofline is None else asdict(self.roofline),
             "seconds": {name: timing.seconds for name, timing in self.timings.items()},
+            "extra_memory": self.memory,
+            "share_of_roofline": self.shares,
+            "absent": self.absent,
             "agreements": [asdict(agreement) | {"holds": agreement.holds} for agreement in self.agreements],
             "ratios": [asdict(ratio) for ratio in self.ratios],
             **self.more,
         }
 
     def _timing_table(self) -> Table:
-        table = Table("contender", title=f"{self.rounds} rounds, {torch.get_num_threads()} threads")
-        for column in ("median ms", "quartiles", "least"):
+        table = Table("contender", title=f"{self.setting.rounds} rounds, {self.setting.device}")
+        for column in ("median ms", "quartiles", "extra MB", "of the roofline"):
             table.add_column(column, justify="right")
         for name, timing in self.timings.items():
             low, high = timing.quartiles
             cells = (f"{1e3 * timing.median:.2f}", f"{1e3 * low:.2f} - {1e3 * high:.2f}")
-            table.add_row(name, *cells, f"{1e3 * min(timing.seconds):.2f}")
+            share = f"{self.shares[name]:.0%}" if name in self.shares else ""
+            table.add_row(name, *cells, f"{self.memory[name] / 1e6:.1f}", share)
+        for name, reason in self.absent.items():
+            table.add_row(f"[dim]{name}[/dim]", "", Text(reason, style="dim"), "", "")
         return table
 
     def _ratio_table(self) -> Table:
@@ -222,20 +263,10 @@ class Report:
         return table
 
 
-def seconds_of(run: Callable[[], object], repeat: int) -> float:
-    """Return the mean seconds of `repeat` runs."""
-    start = time.perf_counter()
-    for _ in range(repeat):
-        run()
-    return (time.perf_counter() - start) / repeat
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the first and third quartile."""
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return first, third
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON under a temporary name and rename it."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def hardware() -> str:
@@ -245,6 +276,8 @@ def hardware() -> str:
     if cpuinfo.exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
+    if torch.cuda.is_available():
+        name = f"{torch.cuda.get_device_name()}; {name}"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; "
@@ -255,12 +288,22 @@ def hardware() -> str:
 def options(doc: str | None, argv: Sequence[str] | None = None, rounds: int = 15) -> argparse.Namespace:
     """Read a benchmark's command line, set two threads, and seed."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds of all contenders")
     parser.add_argument("--json", metavar="FILE", help="write the measurements there too")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that it runs, measures nothing")
     args = parser.parse_args(argv)
-    if args.quick:
-        args.rounds = min(args.rounds, 2)
+    args.setting = setting_for(args.device, rounds=args.rounds, quick=args.quick)
+    return args
+
+
+def setting_for(
+    device: str, *, dtype: torch.dtype | None = None, rounds: int = 9, quick: bool = False, compile: bool = False
+) -> Setting:
+    """Return the setting for a device, bfloat16 on a GPU unless told otherwise; sets two threads, and seeds."""
+    place = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    return args
+    return Setting(place, dtype, min(rounds, 2) if quick else rounds, quick, compile)

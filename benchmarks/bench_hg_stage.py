@@ -1,6 +1,6 @@
 """The HG stage against the dense stage that it replaces: stage 4 of a stride-8 ResNet-101 at 713 x 713.
 
-    python -m benchmarks.bench_hg_stage [--rounds N] [--json FILE] [--quick]
+    python -m hggraph.benchmarks.bench_hg_stage [--rounds N] [--json FILE] [--quick]
 
 One image, float32, inference. Both get the same (1, 1024, 90, 90) map: scikit-learn's sample photo, scaled to 713 x
 713, through the first three stages. Weights are random, since nothing is downloaded; the statistics of the batch
@@ -14,10 +14,11 @@ Before that, one region per pixel on a small map has to give the dense stage wit
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks._measure import Agreement, Report, agree, options
 from hggraph import HGStage, RegionAdjacency, SoftSLIC
+from hggraph.benchmarks._measure import Agreement, Report, agree, options
+from hggraph.benchmarks._roofline import Work, size_of
 from hggraph.cluster import importance_map, sample_centers, soft_slic
 from hggraph.cluster.clusterer import spread_scale
 from hggraph.data import sample_photo
@@ -28,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+TITLE = "HG stage against the dense stage 4 of ResNet-101, stride 8, 713 x 713"
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -109,7 +112,7 @@ def breakdown(report: Report, hg: HGStage, x: Tensor, name: str) -> None:
     """Add a table of the parts' times; the whole is measured in the same rounds."""
     whole = "the whole stage"
     with torch.inference_mode():
-        own = Report("parts", report.rounds)
+        own = Report("parts", report.setting)
         timings = own.time({**parts(hg, x), whole: lambda: hg(x)}, warmup=1)
     total = timings.pop(whole).median
     table = Table("part", title=f"HG stage, {name}, part by part")
@@ -124,9 +127,12 @@ def breakdown(report: Report, hg: HGStage, x: Tensor, name: str) -> None:
     report.more["parts"] = {part: timing.median for part, timing in timings.items()} | {whole: total}
 
 
-def measure(report: Report, model: str = "resnet101", side: int = 713) -> None:
-    """Time both stages in both formats and report the ratio of the faster ones."""
-    stage, x = stage_and_input(model, side)
+def measure(report: Report) -> None:
+    """Time both stages in both formats, compiled ones too, and report the ratio of the faster ones."""
+    setting = report.setting
+    stage, x = stage_and_input("resnet26", 96) if setting.quick else stage_and_input("resnet101", 713)
+    if setting.on_gpu:
+        x = x.expand(2 if setting.quick else 16, -1, -1, -1)
     hg = HGStage.from_stage(stage, SoftSLIC(), fuse=fuse_of(stage, x.shape[1])).eval()
     agreement = one_region_per_pixel(stage, x.shape[1])
     report.more["input"] = list(x.shape)
@@ -136,28 +142,73 @@ def measure(report: Report, model: str = "resnet101", side: int = 713) -> None:
     sides: dict[str, list[str]] = {"dense stage": [], "HG stage": []}
     in_format = {}
     for label, memory_format in FORMATS.items():
-        given = x.contiguous(memory_format=memory_format)
+        given = x.to(setting.device, setting.dtype).contiguous(memory_format=memory_format)
         for side_name, module in (("dense stage", stage), ("HG stage", hg)):
-            module = copy.deepcopy(module).to(memory_format=memory_format)
+            module = copy.deepcopy(module).to(setting.device, setting.dtype, memory_format=memory_format)
             name = f"{side_name}, {label}"
             in_format[name] = (module, given)
             sides[side_name].append(name)
             contenders[name] = lambda module=module, given=given: module(given)
+            if setting.compile:
+                compiled = report.peer(f"{name}, compiled", lambda run=contenders[name]: torch.compile(run))
+                if compiled is not None:
+                    contenders[f"{name}, compiled"] = compiled
+                    sides[side_name].append(f"{name}, compiled")
     with torch.inference_mode():
-        timings = report.time(contenders, warmup=1)
+        timings = report.time(contenders, work=works(hg, stage, x, contenders), warmup=1)
     best = {side_name: min(names, key=lambda name: timings[name].median) for side_name, names in sides.items()}
     dense, ours = best["dense stage"], best["HG stage"]
-    report.ratio(f"{dense} / {ours}", timings[dense], timings[ours], agreement, at_least=3.5)
-    breakdown(report, *in_format[ours], ours.rpartition(", ")[2])
+    least = 2.5 if setting.on_gpu else 3.5
+    report.ratio(f"{dense} / {ours}", timings[dense], timings[ours], agreement, at_least=least)
+    eager = ours.removesuffix(", compiled")
+    breakdown(report, *in_format[eager], eager.rpartition(", ")[2])
+    if setting.on_gpu:
+        one_image(report, *in_format[eager], in_format[dense.removesuffix(", compiled")][0], agreement)
+
+
+def works(hg: HGStage, stage: nn.Module, x: Tensor, names: Iterable[str]) -> dict[str, Work]:
+    """Return operations, counted while they run once, and least traffic: map and weights in, result out."""
+    out = {}
+    for side_name, module in (("dense stage", stage), ("HG stage", hg)):
+        one = x[:1]
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            result = module(one)
+        moved = len(x) * size_of(one, result) + size_of(*module.parameters())
+        work = Work(moved, len(x) * counter.get_total_flops())
+        out |= {name: work for name in names if name.startswith(side_name)}
+    return out
+
+
+def one_image(report: Report, hg: HGStage, x: Tensor, stage: nn.Module, agreement: Agreement) -> None:
+    """Time one image, both stages replayed as CUDA graphs, for which launches cost nothing."""
+    one = x[:1]
+    names = {"HG stage, one image, CUDA graph": hg, "dense stage, one image, CUDA graph": stage}
+    runs = {name: report.peer(name, lambda module=module: captured(module, one)) for name, module in names.items()}
+    if any(run is None for run in runs.values()):
+        return
+    ours, dense = report.time({name: run for name, run in runs.items() if run is not None}).values()
+    report.ratio("dense stage / HG stage, one image, CUDA graph", dense, ours, agreement, at_least=1)
+
+
+def captured(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Return the replay of a CUDA graph of `module`."""
+    with torch.inference_mode():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                module(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            module(x)
+    return graph.replay
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = options(__doc__, argv, rounds=9)
-    report = Report("HG stage against the dense stage 4 of ResNet-101, stride 8, 713 x 713", args.rounds, args.quick)
-    if args.quick:
-        measure(report, model="resnet26", side=96)
-    else:
-        measure(report)
+    report = Report(TITLE, args.setting)
+    measure(report)
     return report.finish(args.json)
 
 

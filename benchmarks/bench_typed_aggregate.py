@@ -1,13 +1,14 @@
 """The typed aggregation: HGConv against one matrix product, and against PyG's RGCNConv and GMMConv.
 
-    python -m benchmarks.bench_typed_aggregate [--rounds N] [--json FILE] [--quick]
+    python -m hggraph.benchmarks.bench_typed_aggregate [--rounds N] [--json FILE] [--quick]
 
 A region graph's size in the middle of a network: 504 nodes, 8 edges to each, 9 directions, 512 channels in and out.
 
 - One GEMM of 504 x (9 * 512) x 512 is the work that is left when gathering costs nothing. The two results cannot
   agree; HGConv is checked against its plain reference instead, in float64.
-- RGCNConv with 9 relations, mean, no root weight and no bias is HGConv with all weights 1: results and gradients must
+- RGCNConv and FastRGCNConv with 9 relations, mean, no root weight and no bias is HGConv with all weights 1: results and gradients must
   agree.
+- SplineConv with 3 x 3 knots has as many matrices and another function, and runs where PyG's operator is installed.
 - GMMConv with 9 Gaussians has as many matrices but another function; hggraph's GMMConv is checked against it, and
   timed beside it.
 """
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks._measure import Agreement, Report, agree, options
 from hggraph import HGConv
+from hggraph.benchmarks._measure import Agreement, Report, agree, options
+from hggraph.benchmarks._roofline import Work, size_of
 from hggraph.nn import GMMConv
 from hggraph.ops.segment import csr_pointer
 from hggraph.ops.typed_aggregate import EPSILON, typed_aggregate_reference
@@ -28,6 +31,7 @@ import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 
+TITLE = "Typed aggregation"
 TYPES = 9
 
 
@@ -56,19 +60,23 @@ class Graph:
             torch.rand(*target.shape, 2, generator=generator),
         )
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Graph:
+        place = (x.to(device, dtype if x.is_floating_point() else x.dtype) for x in vars(self).values())
+        return Graph(*place)
 
-def against_reference(layer: HGConv, graph: Graph) -> Agreement:
+
+def against_reference(layer: HGConv, graph: Graph, tolerance: float) -> Agreement:
     """Compare HGConv with the sum over targets, directions and edges, computed one by one in float64."""
     key = graph.edge_index[1] * TYPES + graph.edge_type
     ptr = csr_pointer(key, len(graph.x) * TYPES)
     strength = graph.edge_weight.double()
-    degree = torch.zeros(len(graph.x) * TYPES, dtype=torch.float64).index_add(0, key, strength)
+    degree = strength.new_zeros(len(graph.x) * TYPES).index_add(0, key, strength)
     coefficient = strength / degree.clamp(min=EPSILON)[key]
     with torch.no_grad():
         got = layer(graph.x, graph.edge_index, graph.edge_type, graph.edge_weight)
         x, weight = graph.x.double(), layer.weight.double()
         want = typed_aggregate_reference(x, weight, coefficient, ptr, graph.edge_index[0], 1)
-    return agree("HGConv = its reference in float64", got, want, 1e-5)
+    return agree("HGConv = its reference in float64", got, want, tolerance)
 
 
 def forward(layer: nn.Module, *inputs: Tensor) -> Callable[[], Tensor]:
@@ -84,7 +92,7 @@ def forward_backward(layer: nn.Module, x: Tensor, *inputs: Tensor) -> Callable[[
     x = x.clone().requires_grad_()
     wanted = [x, *layer.parameters()]
     # a fixed direction from above: gradients of a plain sum would hide mistakes
-    above = torch.randn(len(x), layer.out_channels, generator=torch.Generator().manual_seed(1))
+    above = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
 
     def run() -> list[Tensor]:
         out = layer(x, *inputs)
@@ -93,56 +101,88 @@ def forward_backward(layer: nn.Module, x: Tensor, *inputs: Tensor) -> Callable[[
     return run
 
 
-def measure(report: Report, nodes: int = 504, edges: int = 8, channels: int = 512) -> None:
+def measure(report: Report) -> None:
     """Time everything and report the ratios."""
-    graph = Graph.random(nodes, edges, channels)
+    setting = report.setting
+    nodes, edges, channels = (2032 if setting.on_gpu else 504), 8, 512
+    if setting.quick:
+        nodes, edges, channels = 20, 4, 8
+    graph = Graph.random(nodes, edges, channels).to(setting.device, setting.dtype)
     typed = (graph.edge_index, graph.edge_type)
     soft = (graph.edge_index, graph.edge_attr)
-    hg = HGConv(channels, channels, bias=False)
-    rgcn = pyg.RGCNConv(channels, channels, TYPES, aggr="mean", root_weight=False, bias=False)
-    gmm = GMMConv(channels, channels, dim=2, kernel_size=TYPES)
-    pyg_gmm = pyg.GMMConv(channels, channels, dim=2, kernel_size=TYPES)
-    rgcn.weight.data.copy_(hg.weight.data)
+    place = {"device": setting.device, "dtype": setting.dtype}
+    hg = HGConv(channels, channels, bias=False).to(**place)
+    rgcn = pyg.RGCNConv(channels, channels, TYPES, aggr="mean", root_weight=False, bias=False).to(**place)
+    fast = pyg.FastRGCNConv(channels, channels, TYPES, aggr="mean", root_weight=False, bias=False).to(**place)
+    gmm = GMMConv(channels, channels, dim=2, kernel_size=TYPES).to(**place)
+    pyg_gmm = pyg.GMMConv(channels, channels, dim=2, kernel_size=TYPES).to(**place)
+    for other in (rgcn, fast):
+        other.weight.data.copy_(hg.weight.data)
     gmm.load_state_dict(pyg_gmm.state_dict())
-    left, right = torch.randn(nodes, TYPES * channels), torch.randn(TYPES * channels, channels)
+    left, right = torch.randn(nodes, TYPES * channels, **place), torch.randn(TYPES * channels, channels, **place)
 
-    as_reference = against_reference(hg, graph)
+    half = setting.dtype != torch.float32
+    as_reference = against_reference(hg, graph, 3e-2 if half else 1e-5)
     gemm = f"GEMM {nodes} x {TYPES * channels} x {channels}"
+    weighted = "HGConv, edge weights, forward"
+    product = 2 * nodes * TYPES * channels**2
+    work = {
+        gemm: Work(size_of(left, right, graph.x), product),
+        weighted: Work(size_of(graph.x, graph.x, right, *typed), product + 2 * len(graph.edge_type) * channels),
+    }
     times = report.time(
-        {
-            gemm: lambda: left @ right,
-            "HGConv, edge weights, forward": forward(hg, graph.x, *typed, graph.edge_weight),
-        }
+        {gemm: lambda: left @ right, weighted: forward(hg, graph.x, *typed, graph.edge_weight)}, work=work
     )
-    ours = times["HGConv, edge weights, forward"]
-    report.ratio("HGConv / GEMM, forward", ours, times[gemm], as_reference, at_most=1.4)
+    report.ratio("HGConv / GEMM, forward", times[weighted], times[gemm], as_reference, at_most=1.4)
 
+    # float32 sums in another order; in half precision everything is rounded on the way
+    tolerance = 5e-2 if half else 1e-4
     for what, runner in (("forward", forward), ("forward + backward", forward_backward)):
-        contenders = {
-            f"HGConv, {what}": runner(hg, graph.x, *typed),
+        ours, own_gmm = f"HGConv, {what}", f"hggraph GMMConv, {what}"
+        peers = {
             f"PyG RGCNConv, {what}": runner(rgcn, graph.x, *typed),
+            f"PyG FastRGCNConv, {what}": runner(fast, graph.x, *typed),
             f"PyG GMMConv, {what}": runner(pyg_gmm, graph.x, *soft),
-            f"hggraph GMMConv, {what}": runner(gmm, graph.x, *soft),
+            f"PyG SplineConv, {what}": lambda runner=runner: spline(runner, graph, channels, place),
         }
+        if setting.compile:
+            peers[f"HGConv compiled, {what}"] = runner(torch.compile(hg), graph.x, *typed)
+        contenders = {ours: runner(hg, graph.x, *typed), own_gmm: runner(gmm, graph.x, *soft)}
+        for name, run in peers.items():
+            made = report.peer(name, run if "Spline" in name else lambda run=run: run)
+            contenders |= {} if made is None else {name: made}
         results = {name: run() for name, run in contenders.items()}
-        hg_result, rgcn_result, pyg_result, gmm_result = results.values()
-        gradients = "" if runner is forward else ", gradients too"
-        same_rgcn = agree(f"HGConv = PyG RGCNConv{gradients}", hg_result, rgcn_result, 1e-4)
-        same_gmm = agree(f"hggraph GMMConv = PyG GMMConv{gradients}", gmm_result, pyg_result, 1e-4)
-        hg_time, rgcn_time, pyg_time, gmm_time = report.time(contenders).values()
-        report.ratio(f"PyG RGCNConv / HGConv, {what}", rgcn_time, hg_time, same_rgcn, at_least=1.3)
-        # other functions: each is checked against its like
-        report.ratio(f"PyG GMMConv / HGConv, {what}", pyg_time, hg_time, same_gmm, at_least=5)
-        report.ratio(f"PyG GMMConv / hggraph GMMConv, {what}", pyg_time, gmm_time, same_gmm)
+        times = report.time(contenders)
+        backward = runner is forward_backward
+        gradients = ", gradients too" if backward else ""
+        for peer, like, least in (
+            ("PyG RGCNConv", ours, (3 if backward else None) if setting.on_gpu else 1.3),
+            ("PyG FastRGCNConv", ours, None),
+            ("PyG GMMConv", own_gmm, (10 if backward else None) if setting.on_gpu else 5),
+        ):
+            name = f"{peer}, {what}"
+            if name not in times:
+                continue
+            same = agree(f"{like.partition(',')[0]} = {peer}{gradients}", results[like], results[name], tolerance)
+            report.ratio(f"{peer} / HGConv, {what}", times[name], times[ours], same, at_least=least)
+            if like is own_gmm:
+                report.ratio(f"{peer} / hggraph GMMConv, {what}", times[name], times[own_gmm], same)
+        name = f"PyG SplineConv, {what}"
+        if name in times:  # another function, of which only the time is compared; ours is tested against it
+            least = 10 if setting.on_gpu and backward else None
+            report.ratio(f"PyG SplineConv / HGConv, {what}", times[name], times[ours], as_reference, at_least=least)
+
+
+def spline(runner: Callable[..., Any], graph: Graph, channels: int, place: dict[str, Any]) -> Callable[[], object]:
+    """Return PyG's SplineConv with as many matrices, where its operator is installed."""
+    conv = pyg.SplineConv(channels, channels, dim=2, kernel_size=3, root_weight=False, bias=False).to(**place)
+    return runner(conv, graph.x, graph.edge_index, graph.edge_attr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = options(__doc__, argv, rounds=25)
-    report = Report("Typed aggregation", args.rounds, args.quick)
-    if args.quick:
-        measure(report, nodes=20, edges=4, channels=8)
-    else:
-        measure(report)
+    report = Report(TITLE, args.setting)
+    measure(report)
     return report.finish(args.json)
 
 

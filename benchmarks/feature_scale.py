@@ -1,6 +1,6 @@
 """How soft an assignment is, over feature maps of 3 to 2048 channels and over scales.
 
-    python -m benchmarks.feature_scale
+    python -m hggraph.benchmarks.feature_scale
 
 Maps: scikit-learn's sample photo and the stages of a ResNet-50 on it. Its weights are random unless a file of
 pretrained weights is given (``--weights FILE``), since nothing is downloaded here. For each map the table says the

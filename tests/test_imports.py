@@ -23,7 +23,7 @@ FLOORS = {
     "cluster": 5,
     "nn": 6,
     **dict.fromkeys(["models", "schemes"], 7),
-    **dict.fromkeys(["cli", "engine", "data", "viz"], 8),
+    **dict.fromkeys(["cli", "engine", "data", "viz", "benchmarks"], 8),
     **dict.fromkeys(["__init__", "__main__"], 8),  # the face shows everything
 }
 # The low floors, and all that they may import beside the standard library and hggraph.

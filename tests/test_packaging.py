@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("build", reason="needs the extra `dev`")
 
 ROOT = Path(__file__).parents[1]
+LINKED = ["kernels", "benchmarks"]  # folders at the top that the package reaches through a link
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hggraph"}
     assert sorted(name for name in names if name.endswith(".py")) == sorted(
         [path.relative_to(ROOT).as_posix() for path in (ROOT / "hggraph").rglob("*.py")]
-        + [f"hggraph/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py")]
+        + [f"hggraph/{path.relative_to(ROOT)}" for top in LINKED for path in (ROOT / top).rglob("*.py")]
     )
     assert "hggraph/kernels/README.md" in names
     assert not [name for name in names if "__pycache__" in name]
@@ -51,7 +52,8 @@ def test_every_folder_is_a_package_except_kernels():
     folders = [path.parent for path in (ROOT / "hggraph").rglob("*.py")]
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
     assert not (ROOT / "kernels" / "__init__.py").exists()
-    assert (ROOT / "hggraph" / "kernels").readlink() == Path("../kernels")
+    for top in LINKED:
+        assert (ROOT / "hggraph" / top).readlink() == Path("..", top)
 
 
 IMPORT_AND_REPORT = """

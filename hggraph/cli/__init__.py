@@ -1,10 +1,11 @@
-"""The commands: ``hggraph graph`` and ``hggraph info``."""
+"""The commands: ``hggraph graph``, ``hggraph info`` and ``hggraph bench``."""
 
 from __future__ import annotations
 
 import typer
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
+from hggraph.cli.bench import run_benchmarks
 from hggraph.cli.graph import make_graphs
 from hggraph.cli.info import show_info
 
@@ -20,3 +21,4 @@ app = typer.Typer(
 )
 app.command("graph")(make_graphs)
 app.command("info")(show_info)
+app.command("bench")(run_benchmarks)

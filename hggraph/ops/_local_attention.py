@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hggraph.ops._distance import EXCLUDED, compute_dtype
 from hggraph.ops._window import neighbours, readers
-from hggraph.ops.segment import gather_scale_sum
+from hggraph.ops.segment import gather_scale_sum, gathered_dot
 
 __all__ = ["attend", "attend_backward", "neighbour_dots", "neighbour_sum"]
 
-_PIECE = 1 << 18  # numbers of a piece of queries: 1 MiB of float32
+_PIECE = 3 << 16  # numbers of a piece of queries: 768 KiB of float32
 
 
 def attend(
@@ -30,15 +30,22 @@ def attend(
     out, log_sum = torch.empty_like(v), q.new_empty(batch, height, width, dtype=dtype)
     widest = width * max(q.shape[1], v.shape[1], taps)
     for images in _pieces(batch, height * widest):
-        keys, values = _rows(k[images], dtype), _rows(v[images], dtype)
-        for lines in _pieces(height, (images.stop - images.start) * widest):
+        pieces = list(_pieces(height, (images.stop - images.start) * widest))
+        weights = []
+        rows = _rows(k[images], dtype)
+        for lines in pieces:
             near = _near(q, offsets, border, images, lines)
-            logits = _logits(_rows(q[images, :, lines], dtype), keys, near, bias, images, scale, border)
+            logits = _logits(_rows(q[images, :, lines], dtype), rows, near, bias, images, scale, border)
             best = logits.amax(1, keepdim=True)
             weight = logits.sub_(best).exp_()
             total = weight.sum(1, keepdim=True)
             log_sum[images, lines] = (best + total.log()).view(-1, lines.stop - lines.start, width)
-            _store(out[images, :, lines], neighbour_sum(weight.div_(total), values, near))
+            weights.append(weight.div_(total))
+        del rows  # the keys' copy goes before the values' comes
+        rows = _rows(v[images], dtype)
+        for lines, weight in zip(pieces, weights, strict=True):
+            near = _near(q, offsets, border, images, lines)
+            _store(out[images, :, lines], neighbour_sum(weight, rows, near))
     return out, log_sum
 
 
@@ -89,10 +96,7 @@ def attend_backward(
 def neighbour_dots(a: Tensor, b: Tensor, near: Tensor) -> Tensor:
     """Return ``sum_c a[n, c] b[near[n, t], c]``, shape of `near`; 0 where that is -1."""
     bag = torch.arange(near.shape[0], device=near.device).repeat_interleave(near.shape[1])
-    # The gradient of an embedding bag's factors is this product of rows, vectorised and threaded, with nothing
-    # gathered; the last argument names the index to leave out.
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, near.flatten(), bag, bag, 0, -1)
-    return dots.view(near.shape)
+    return gathered_dot(a, bag, b, near.flatten()).view(near.shape)
 
 
 def neighbour_sum(weight: Tensor, x: Tensor, near: Tensor) -> Tensor:

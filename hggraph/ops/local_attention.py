@@ -56,8 +56,8 @@ def local_attention(
         TypeError: if a tensor is not floating point.
 
     Note:
-        O(B P K (C + D)) time for P = H W. Keys and values are read where they lie: forward keeps at most a copy of
-        each by pixel, backward B P K numbers. Deterministic.
+        O(B P K (C + D)) time for P = H W. Keys and values are read where they lie: forward keeps B P K numbers and at
+        most a copy, by pixel, of either, backward of both. Deterministic.
 
     Example:
         >>> q = k = torch.zeros(1, 1, 1, 3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hggraph._check import check_ndim, check_range
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
+from hggraph.ops._occupied import Occupied
 from hggraph.ops.segment import (
     csr_pointer,
     gather_scale_sum,
@@ -62,7 +63,8 @@ def typed_aggregate(
         ValueError: if shapes disagree, or an index or type is out of range.
 
     Note:
-        O(E C + N K C O / groups) time; the CPU path keeps 32 MiB of aggregates at once. Deterministic.
+        O(E C + M C O / groups) time for M <= N K pairs of target and direction with an edge (all N K on a GPU); the
+        CPU path keeps 32 MiB of aggregates at once. Deterministic.
 
     Example:
         >>> x, eye = torch.tensor([[1.0], [2.0], [4.0]]), torch.ones(1, 1, 1)
@@ -194,11 +196,44 @@ def multiply_backward(grad: Tensor, gathered: Tensor, weight: Tensor, groups: in
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some targets, their edges, and the pointer over these alone."""
+    """Some targets, their edges and the pointer over these alone; with `pairs`, edges in the order of these."""
 
     targets: slice
     edges: slice
     ptr: Tensor
+    pairs: Occupied | None
+
+    @classmethod
+    def of(cls, targets: slice, edges: slice, ptr: Tensor, num_directions: int) -> _Piece:
+        pairs = Occupied.of(ptr, num_directions, edges.stop - edges.start)
+        return cls(targets, edges, ptr if pairs is None else pairs.ptr, pairs)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the piece's entries of what has one for each edge."""
+        return x[self.edges] if self.pairs is None else x[self.edges][self.pairs.edges]
+
+    def put(self, x: Tensor, value: Tensor) -> None:
+        """Write the piece's entries of what has one for each edge."""
+        if self.pairs is None:
+            x[self.edges] = value
+        else:
+            x[self.edges.start + self.pairs.edges] = value
+
+    def multiply(self, gathered: Tensor, weight: Tensor, groups: int) -> Tensor:
+        if self.pairs is not None:
+            return self.pairs.multiply(gathered, weight, multiply, groups)
+        return multiply(gathered.view(self.length, len(weight), gathered.shape[1]), weight, groups)
+
+    def multiply_backward(self, grad: Tensor, gathered: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        if self.pairs is not None:
+            return self.pairs.multiply_backward(grad, gathered, weight, multiply_backward, groups)
+        gathered = gathered.view(self.length, len(weight), gathered.shape[1])
+        grad_gathered, grad_weight = multiply_backward(grad, gathered, weight, groups)
+        return grad_gathered.flatten(0, 1), grad_weight
+
+    @property
+    def length(self) -> int:
+        return self.targets.stop - self.targets.start
 
 
 def _pieces(x: Tensor, ptr: Tensor, num_directions: int, num_edges: int) -> Iterator[_Piece]:
@@ -206,18 +241,13 @@ def _pieces(x: Tensor, ptr: Tensor, num_directions: int, num_edges: int) -> Iter
     targets = (ptr.shape[0] - 1) // num_directions
     step = max(1, _BUFFER // max(1, num_directions * x.shape[1]))
     if x.is_cuda or step >= targets:
-        yield _Piece(slice(0, targets), slice(0, num_edges), ptr)
+        yield _Piece.of(slice(0, targets), slice(0, num_edges), ptr, num_directions)
         return
     for start in range(0, targets, step):
         end = min(start + step, targets)
         part = ptr[start * num_directions : end * num_directions + 1]
         edges = slice(int(part[0]), int(part[-1]))
-        yield _Piece(slice(start, end), edges, part - edges.start)
-
-
-def _gather(x: Tensor, piece: _Piece, source: Tensor, coefficient: Tensor, num_directions: int) -> Tensor:
-    out = gather_scale_sum(x, piece.ptr, source[piece.edges], coefficient[piece.edges])
-    return out.view(piece.targets.stop - piece.targets.start, num_directions, x.shape[1])
+        yield _Piece.of(slice(start, end), edges, part - edges.start, num_directions)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -251,7 +281,8 @@ def _typed_aggregate(
     num_directions = weight.shape[0]
     out = x.new_empty((ptr.shape[0] - 1) // num_directions, weight.shape[2])
     for piece in _pieces(x, ptr, num_directions, source.shape[0]):
-        out[piece.targets] = multiply(_gather(x, piece, source, coefficient, num_directions), weight, groups)
+        gathered = gather_scale_sum(x, piece.ptr, piece.take(source), piece.take(coefficient))
+        out[piece.targets] = piece.multiply(gathered, weight, groups)
     return out
 
 
@@ -291,17 +322,15 @@ def _typed_aggregate_backward(
     grad_x, grad_weight = None, None
     grad_coefficient = coefficient.new_zeros(coefficient.shape[0] if strengths else 0)
     for piece in _pieces(x, ptr, num_directions, source.shape[0]):
-        edges = piece.edges
-        gathered = _gather(x, piece, source, coefficient, num_directions)
-        grad_gathered, part = multiply_backward(grad[piece.targets], gathered, weight, groups)
+        rows, strength = piece.take(source), piece.take(coefficient)
+        gathered = gather_scale_sum(x, piece.ptr, rows, strength)
+        grad_gathered, part = piece.multiply_backward(grad[piece.targets], gathered, weight, groups)
         grad_weight = part if grad_weight is None else grad_weight.add_(part)
-        grad_gathered = grad_gathered.flatten(0, 1)
-        row_ptr, row_segment, order = transpose_csr(piece.ptr, source[edges], x.shape[0])
-        part = gather_scale_sum(grad_gathered, row_ptr, row_segment, coefficient[edges][order])
+        row_ptr, row_segment, order = transpose_csr(piece.ptr, rows, x.shape[0])
+        part = gather_scale_sum(grad_gathered, row_ptr, row_segment, strength[order])
         grad_x = part if grad_x is None else grad_x.add_(part)
         if strengths:
-            segment = segment_ids(piece.ptr, edges.stop - edges.start)
-            grad_coefficient[edges] = gathered_dot(grad_gathered, segment, x, source[edges])
+            piece.put(grad_coefficient, gathered_dot(grad_gathered, segment_ids(piece.ptr, len(rows)), x, rows))
     grad_x = x.new_zeros(x.shape) if grad_x is None else grad_x
     grad_weight = weight.new_zeros(weight.shape) if grad_weight is None else grad_weight
     return grad_x, grad_weight, grad_coefficient

@@ -207,11 +207,14 @@ def test_transpose(seed, counts):
     assert [there[e] for e in order.tolist()] == back
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
-def test_gathered_dot(chunk):
+def test_gathered_dot():
     a, b, i, j = double(3, 4), double(5, 4), torch.randint(3, (9,)), torch.randint(5, (9,))
     expected = torch.stack([a[m] @ b[n] for m, n in zip(i, j, strict=True)])
-    torch.testing.assert_close(gathered_dot(a, i, b, j, chunk), expected, **close)
+    torch.testing.assert_close(gathered_dot(a, i, b, j), expected, **close)
+    columns = a.t().contiguous().t(), i, b.t().contiguous().t(), j
+    torch.testing.assert_close(gathered_dot(*columns), expected, **close)
+    assert gathered_dot(a, i[:0], b, j[:0]).shape == (0,)
+    assert gathered_dot(a[:, :0], i, b[:, :0], j).tolist() == [0.0] * 9
 
 
 @pytest.mark.parametrize(

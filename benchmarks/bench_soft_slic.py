@@ -1,0 +1,105 @@
+"""The graph part of a stage: importance, three steps of soft SLIC, pooling and adjacency.
+
+    python -m hggraph.benchmarks.bench_soft_slic [--device cpu|cuda] [--rounds N] [--json FILE] [--quick]
+
+Each operator against the plain reference that reads like its equation, run by PyTorch: distances of all pairs, an
+exponential, a division, a product. The whole part in one row, with its share of the roofline: the map is read once for
+the importance and once for each pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hggraph import SoftSLIC, Stencil, ops
+from hggraph.benchmarks._measure import Report, agree, options
+from hggraph.benchmarks._roofline import Work, size_of
+
+# isort: split
+import torch
+from torch import Tensor
+
+TITLE = "Soft SLIC and the region graph of a feature map"
+STEPS = 3
+
+
+def eager_assign(x: Tensor, centers: Tensor, threshold: float) -> Tensor:
+    """Return the soft assignment as the algorithm prints it, distances by `torch.cdist`."""
+    distance = torch.cdist(centers, x.mT).square()  # (B, R, P)
+    weight = torch.exp(-distance)
+    weight = weight * (weight > threshold)
+    nearest = torch.zeros_like(weight).scatter(1, distance.argmin(1, keepdim=True), 1)
+    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, nearest)
+    return weight / weight.sum(1, keepdim=True)
+
+
+def eager_update(x: Tensor, centers: Tensor) -> Tensor:
+    """Return the centres' weighted means as the algorithm prints it."""
+    weight = torch.exp(-torch.cdist(centers, x.mT).square())
+    return (weight / weight.sum(2, keepdim=True)) @ x.mT
+
+
+def measure(report: Report) -> None:
+    """Time the two operators against eager PyTorch, and the whole graph part."""
+    setting = report.setting
+    batch, side, channels = (16, 90, 1024) if setting.on_gpu else (1, 90, 1024)
+    if setting.quick:
+        batch, side, channels = 2, 12, 8
+    generator = torch.Generator().manual_seed(0)
+    regions = side * side // 64 + 1
+    x = torch.randn(batch, channels, side, side, generator=generator).to(setting.device, setting.dtype)
+    pixels = x.flatten(2) / (2 * channels) ** 0.5  # distances about 1
+    seeds = torch.randperm(side * side, generator=generator)[:regions].to(setting.device)
+    centers = pixels[:, :, seeds].mT.float().contiguous()
+    wide = pixels.float()
+    slic = SoftSLIC(num_regions=regions, iterations=STEPS).to(setting.device).eval()
+
+    def graph_part() -> Tensor:
+        assignment = slic(x)
+        assignment.pool(x)
+        return assignment.adjacency(Stencil.square(3)).to_dense()
+
+    contenders = {
+        "soft_assign": lambda: ops.soft_assign(pixels, centers),
+        "soft_assign, eager": lambda: eager_assign(wide, centers, 1e-3),
+        "centre_update": lambda: ops.centre_update(pixels, centers)[0],
+        "centre_update, eager": lambda: eager_update(wide, centers),
+        "graph part": graph_part,
+    }
+    if setting.compile:
+        for name in ("soft_assign, eager", "centre_update, eager"):
+            run = report.peer(f"{name}, compiled", lambda name=name: torch.compile(contenders[name]))
+            contenders |= {} if run is None else {f"{name}, compiled": run}
+    product = 2 * batch * regions * side**2 * channels
+    assignment = 4 * batch * regions * side**2
+    work = {
+        "soft_assign": Work(size_of(pixels, centers) + assignment, product),
+        "centre_update": Work(size_of(pixels, centers, centers), 2 * product),
+        # first means, two updates, an assignment and the pooling; four products of assignments
+        "graph part": Work(size_of(x) * (STEPS + 3) + assignment, (2 * STEPS + 1) * product + 8 * regions * assignment),
+    }
+    with torch.inference_mode():
+        results = {name: run() for name, run in contenders.items()}
+        times = report.time(contenders, work=work)
+    tolerance = 1e-3 if setting.dtype == torch.float32 else 3e-2  # cdist squares a root
+    for name in ("soft_assign", "centre_update"):
+        for peer in (f"{name}, eager", f"{name}, eager, compiled"):
+            if peer in times:
+                same = agree(f"{name} = {peer}", results[name], results[peer], tolerance)
+                report.ratio(f"{peer} / {name}", times[peer], times[name], same)
+    if setting.on_gpu:
+        report.bound("graph part, ms a batch of 16", 1e3 * times["graph part"].median, at_most=1.2)
+    if "graph part" in report.shares:
+        least = 0.6 if setting.on_gpu else None
+        report.bound("graph part, share of the roofline", report.shares["graph part"], at_least=least)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = options(__doc__, argv, rounds=9)
+    report = Report(TITLE, args.setting)
+    measure(report)
+    return report.finish(args.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
