@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint kernels bench clean
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Longer than a minute: each comparison in each kernel is flipped, and the tests have to notice.
+kernels: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/kernels
 
 bench: $(INSTALLED)
 	$(BIN)/hggraph bench

@@ -9,7 +9,7 @@ import pkgutil
 import platform
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -87,13 +87,16 @@ def _devices() -> Table:
     return table
 
 
-def _operators() -> Table:
+def _operators() -> Group:
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    table = Table("operator", *devices, "why not Triton", box=None, padding=(0, 2, 0, 2))
+    table = Table("operator", *devices, box=None, padding=(0, 2, 0, 2))
+    reasons = set()
     for name in operator_names():
         backends, why = zip(*(backend_on(device, name) for device in devices), strict=True)
-        table.add_row(name, *backends, Text(why[-1]))
-    return table
+        table.add_row(name, *backends)
+        reasons |= {f"{device}: {reason}" for device, reason in zip(devices, why, strict=True) if reason}
+    lines = [Text(f"  why not Triton on {reason}") for reason in sorted(reasons)]
+    return Group(table, *lines)
 
 
 def operator_names() -> list[str]:
@@ -119,7 +122,7 @@ def backend_on(device: str, name: str) -> tuple[str, str]:
     """
     reasons = [missing_backend("triton")]
     if importlib.util.find_spec(f"hggraph.kernels.{name}") is None:
-        reasons.append("there is no Triton kernel of this name yet")
+        reasons.append(f"there is no Triton kernel of {name}")
     if device == "cpu" and reasons == [None]:
         reasons.append("Triton kernels need tensors on a GPU")
     why = "; ".join(reason for reason in reasons if reason)

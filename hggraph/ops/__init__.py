@@ -6,6 +6,8 @@ from hggraph.ops.local_attention import local_attention as local_attention
 from hggraph.ops.region_adjacency import region_adjacency as region_adjacency
 from hggraph.ops.region_pool import region_pool as region_pool
 from hggraph.ops.region_unpool import region_unpool as region_unpool
+from hggraph.ops.scatter import gather as gather
+from hggraph.ops.scatter import scatter as scatter
 from hggraph.ops.segment import csr_pointer as csr_pointer
 from hggraph.ops.segment import segment_reduce as segment_reduce
 from hggraph.ops.segment import segment_softmax as segment_softmax

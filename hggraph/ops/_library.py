@@ -42,7 +42,9 @@ def operator(
         flops: Same arguments but shapes for tensors, returns floating-point operations (2 per multiply-add).
 
     Returns:
-        A decorator that gives back the operator, callable like the function.
+        A decorator that gives back the operator, callable like the function. To torch.compile it is one node, on
+        every device; a `triton_op` would be traced instead, and the PyTorch paths that read a pointer's bounds on
+        the CPU cannot be.
     """
 
     def register(function: Callable[..., Any]) -> Any:
