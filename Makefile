@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := test
-.PHONY: demo test lint kernels bench clean
+.PHONY: demo test lint kernels sanitize bench clean
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,6 +27,12 @@ lint: $(INSTALLED)
 # Longer than a minute: each comparison in each kernel is flipped, and the tests have to notice.
 kernels: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/kernels
+
+# With a GPU: every kernel under NVIDIA's memory and race checkers.
+sanitize: $(INSTALLED)
+	for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -k parity tests/kernels || exit 1; \
+	done
 
 bench: $(INSTALLED)
 	$(BIN)/hggraph bench

@@ -61,8 +61,10 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op}, {self.about}"
 
-    def arguments(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple:
-        """Return the same arguments each time, those in floating point as leaves."""
+    def arguments(
+        self, dtype: torch.dtype = torch.float32, device: str = "cpu", rounding: torch.dtype | None = None
+    ) -> tuple:
+        """Return the same arguments each time, those in floating point as leaves, rounded to `rounding` before."""
         torch.manual_seed(1)
 
         def place(x):
@@ -70,7 +72,7 @@ class Case:
                 return x
             if not x.is_floating_point():
                 return x.to(device)
-            return x.to(device, dtype).requires_grad_()
+            return x.to(rounding or dtype).to(device, dtype).requires_grad_()
 
         return tuple(place(x) for x in self.make())
 
@@ -139,23 +141,29 @@ def some_rows(entries: int, rows: int) -> Tensor:
     return torch.randint(rows, (entries,))
 
 
-def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
+def run(
+    case: Case,
+    backend: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    rounding: torch.dtype | None = None,
+) -> list[Tensor]:
     """Return the results, then the gradients of all floating-point arguments for fixed cotangents."""
-    arguments = case.arguments(dtype, device)
+    arguments = case.arguments(dtype, device, rounding)
     leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
     with use_backend(backend):
         out = getattr(torch.ops.hggraph, case.op)(*arguments)
         out = list(out) if isinstance(out, tuple) else [out]
         torch.manual_seed(2)
-        cotangents = [torch.randn(o.shape).to(o) for o in out]
+        cotangents = [torch.randn(o.shape).to(rounding or o.dtype).to(o) for o in out]
         wanted = [(o, c) for o, c in zip(out, cotangents, strict=True) if o.requires_grad]
         grads = torch.autograd.grad([o for o, _ in wanted], leaves, [c for _, c in wanted])
     return [x.detach() for x in (*out, *grads)]
 
 
-def expected(case: Case, device: str = "cpu") -> list[Tensor]:
+def expected(case: Case, device: str = "cpu", rounding: torch.dtype | None = None) -> list[Tensor]:
     """Return what PyTorch's path computes in float64."""
-    return run(case, "torch", torch.float64, device)
+    return run(case, "torch", torch.float64, device, rounding)
 
 
 def worst(actual: list[Tensor], wanted: list[Tensor]) -> float:
