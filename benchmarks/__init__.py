@@ -1,1 +1,1 @@
-"""Speed and memory against the best there is: ``hggraph bench``, or one file, ``python -m hggraph.benchmarks.bench_<what>``."""
+"""Speed and memory against the best there is: ``hggraph bench``, or ``python -m hggraph.benchmarks.bench_<what>``."""

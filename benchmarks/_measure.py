@@ -1,4 +1,4 @@
-"""What all benchmarks share: contenders, checks before ratios, one table and one JSON file.
+"""What all benchmarks share: contenders, and checks before ratios.
 
 Ratios are taken round by round; medians and quartiles are reported. A ratio needs an agreement: what is compared was
 shown to give the same result, within a stated tolerance. Without it no ratio is reported and the program fails.
@@ -6,10 +6,8 @@ shown to give the same result, within a stated tolerance. Without it no ratio is
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,34 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from hggraph.benchmarks._roofline import Roofline, Work
-from hggraph.benchmarks._timing import Timing, extra_memory, quartiles, seconds_of, take_turns
+from hggraph.benchmarks._setting import Setting
+from hggraph.benchmarks._tables import hardware, heading, screen, show
+from hggraph.benchmarks._timing import Timing, clock_of, extra_memory, quartiles, take_turns
 from hggraph.data import write_atomically
 
-__all__ = ["THREADS", "Agreement", "Report", "Setting", "agree", "hardware", "options"]
+__all__ = ["Agreement", "Ratio", "Report", "agree", "reason", "write_json"]
 
-THREADS = 2
-_SLOW = 2.0  # seconds of a peer that is not repeated
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how benchmarks run."""
-
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
-    rounds: int = 9
-    quick: bool = False  # tiny sizes, to see that it runs
-    compile: bool = False  # time torch.compile's versions too
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
+_SLOW = 3.0  # seconds of a peer that is not repeated
 
 
 @dataclass(frozen=True)
@@ -92,6 +74,7 @@ class Ratio:
 class Report:
     """Times contenders, keeps what was found, prints it and writes it."""
 
+    case: str
     title: str
     setting: Setting = field(default_factory=Setting)
     roofline: Roofline | None = None
@@ -103,6 +86,7 @@ class Report:
     ratios: list[Ratio] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""  # why the case ended early
 
     @property
     def quick(self) -> bool:
@@ -113,7 +97,7 @@ class Report:
         contenders: dict[str, Callable[[], object]],
         *,
         work: dict[str, Work] | None = None,
-        warmup: int = 2,
+        warmup: int = 3,
         least: float = 0.02,
     ) -> dict[str, Timing]:
         """Run all contenders in each round, in turning order, then each once more for its memory.
@@ -121,35 +105,57 @@ class Report:
         Args:
             contenders: Name and what to run.
             work: What a contender has to move and to compute at least, for its share of the roofline.
-            warmup: Runs of each before anything counts.
+            warmup: Runs of each before anything counts; one is enough for a contender that takes long.
             least: Seconds; shorter contenders run several times per round, and the mean counts.
         """
         device = self.setting.device
         timings = take_turns(contenders, self.setting.rounds, device, warmup=warmup, least=least)
         self.timings |= timings
-        self.memory |= {name: extra_memory(run, device) for name, run in contenders.items()}
+        held = {name: extra_memory(run, device) for name, run in contenders.items()}
+        # every result of PyTorch takes memory: none means that another library allocates for itself
+        self.memory |= {name: most for name, most in held.items() if most > 0}
         if self.roofline is not None:
             for name, needs in (work or {}).items():
                 self.shares[name] = self.roofline.share(needs, timings[name].median)
         return timings
 
     def peer(self, name: str, make: Callable[[], Callable[[], object]]) -> Callable[[], object] | None:
-        """Return what `make` gives after two runs of it.
+        """Return what `make` gives after one run of it.
 
         None, with the reason in the table, if that fails or takes too long to be repeated.
         """
         try:
             run = make()
-            run()
-            seconds = seconds_of(run, 1)
+            seconds = clock_of(self.setting.device)(run, 1)
         except Exception as error:  # a peer of any kind may be missing or broken in any way
-            reason = str(error).strip().partition("\n")[0]
-            self.absent[name] = f"{type(error).__name__}: {reason}"[:160]
+            self.absent[name] = reason(error)
+        else:
+            if seconds <= _SLOW:
+                return run
+            self.absent[name] = f"one run takes {seconds:.1f} s: not repeated"
+        return None
+
+    def compiled(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        use: Callable[[Callable[..., Any]], Callable[[], object]] | None = None,
+    ) -> Callable[[], object] | None:
+        """Return what `use` makes of `function` compiled by torch.compile, or that itself.
+
+        None, with the reason in the table, where that fails or the setting leaves it out.
+        """
+        if not self.setting.compile:
+            self.absent[name] = "left out: --no-compile"
             return None
-        if seconds > _SLOW:
-            self.absent[name] = f"one run takes {seconds:.1f} s: too slow to repeat"
-            return None
-        return run
+
+        def make() -> Callable[[], object]:
+            fast = torch.compile(function)
+            run = fast if use is None else use(fast)
+            run()  # compiles
+            return run
+
+        return self.peer(name, make)
 
     def ratio(
         self,
@@ -196,23 +202,9 @@ class Report:
 
     def finish(self, path: str | Path | None = None) -> int:
         """Print everything, write JSON if a path is given, and return the exit status: 1 after a refusal."""
-        console = Console()
-        if not console.is_terminal:
-            console.width = 120
-        console.print(f"\n[bold]{self.title}[/bold]\n{hardware()}", highlight=False)
-        if self.quick:
-            console.print("--quick: tiny sizes, to see that it runs; the numbers mean nothing")
-        if self.roofline is not None:
-            rates = f"{self.roofline.bandwidth / 1e9:.1f} GB/s copied, {self.roofline.rate / 1e9:.0f} GFLOP/s"
-            console.print(f"measured here: {rates} in {self.setting.dtype}", highlight=False)
-        for agreement in self.agreements:
-            console.print(f"agreement: {agreement}", style="" if agreement.holds else "red", highlight=False)
-        if self.timings or self.absent:
-            console.print(self._timing_table())
-        for table in self.tables:
-            console.print(table)
-        if self.ratios:
-            console.print(self._ratio_table())
+        console = screen()
+        console.print(heading(self.setting))
+        show(self, console)
         if path is not None:
             write_json(path, self.to_dict())
         return int(self.refused)
@@ -220,6 +212,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         return {
+            "case": self.case,
             "title": self.title,
             "hardware": hardware(),
             "threads": torch.get_num_threads(),
@@ -231,79 +224,31 @@ class Report:
             "extra_memory": self.memory,
             "share_of_roofline": self.shares,
             "absent": self.absent,
-            "agreements": [asdict(agreement) | {"holds": agreement.holds} for agreement in self.agreements],
+            "failure": self.failure,
+            "agreements": [
+                # JSON knows no NaN and no infinity
+                asdict(agreement) | {"error": finite(agreement.error), "holds": agreement.holds}
+                for agreement in self.agreements
+            ],
             "ratios": [asdict(ratio) for ratio in self.ratios],
             **self.more,
         }
 
-    def _timing_table(self) -> Table:
-        table = Table("contender", title=f"{self.setting.rounds} rounds, {self.setting.device}")
-        for column in ("median ms", "quartiles", "extra MB", "of the roofline"):
-            table.add_column(column, justify="right")
-        for name, timing in self.timings.items():
-            low, high = timing.quartiles
-            cells = (f"{1e3 * timing.median:.2f}", f"{1e3 * low:.2f} - {1e3 * high:.2f}")
-            share = f"{self.shares[name]:.0%}" if name in self.shares else ""
-            table.add_row(name, *cells, f"{self.memory[name] / 1e6:.1f}", share)
-        for name, reason in self.absent.items():
-            table.add_row(f"[dim]{name}[/dim]", "", Text(reason, style="dim"), "", "")
-        return table
 
-    def _ratio_table(self) -> Table:
-        table = Table("ratio")
-        for column in ("median", "quartiles", "target", "reached"):
-            table.add_column(column, justify="right")
-        for ratio in self.ratios:
-            if ratio.median is None:
-                table.add_row(ratio.label, "refused", "results disagree", ratio.target, "[red]no[/red]")
-                continue
-            spread = "" if ratio.quartiles is None else f"{ratio.quartiles[0]:.2f} - {ratio.quartiles[1]:.2f}"
-            reached = {True: "[green]yes[/green]", False: "[red]no[/red]", None: ""}[ratio.reached]
-            table.add_row(ratio.label, f"{ratio.median:.2f}", spread, ratio.target, reached)
-        return table
+def reason(error: Exception) -> str:
+    """Return in one line why something could not run."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    text = str(error).strip().partition("\n")[0]
+    return (text if isinstance(error, ImportError) and text else f"{type(error).__name__}: {text}")[:160]
+
+
+def finite(value: float) -> float | None:
+    """Return the number if it is one."""
+    return value if math.isfinite(value) else None
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON under a temporary name and rename it."""
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def hardware() -> str:
-    """Return one line on machine and software, with the load: above the number of cores, times mean little."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()}; {name}"
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    )
-
-
-def options(doc: str | None, argv: Sequence[str] | None = None, rounds: int = 15) -> argparse.Namespace:
-    """Read a benchmark's command line, set two threads, and seed."""
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=rounds, help="rounds of all contenders")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there too")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that it runs, measures nothing")
-    args = parser.parse_args(argv)
-    args.setting = setting_for(args.device, rounds=args.rounds, quick=args.quick)
-    return args
-
-
-def setting_for(
-    device: str, *, dtype: torch.dtype | None = None, rounds: int = 9, quick: bool = False, compile: bool = False
-) -> Setting:
-    """Return the setting for a device, bfloat16 on a GPU unless told otherwise; sets two threads, and seeds."""
-    place = torch.device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
-    return Setting(place, dtype, min(rounds, 2) if quick else rounds, quick, compile)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Timing", "extra_memory", "quartiles", "seconds_of", "take_turns"]
+__all__ = ["Timing", "clock_of", "extra_memory", "quartiles", "seconds_of", "take_turns"]
 
+_LONG = 0.3  # seconds of a contender that needs no second run to warm up
 _CACHE = 256 << 20  # bytes written before each run on a GPU: more than its last cache holds
 
 
@@ -38,7 +39,7 @@ def take_turns(
     rounds: int,
     device: torch.device,
     *,
-    warmup: int = 2,
+    warmup: int = 3,
     least: float = 0.02,
 ) -> dict[str, Timing]:
     """Run all contenders in each round, in turning order.
@@ -47,15 +48,16 @@ def take_turns(
         contenders: Name and what to run.
         rounds: How often each gets its turn.
         device: Where they run; on a GPU its own clock counts, and its cache is overwritten before each run.
-        warmup: Runs of each before anything counts.
+        warmup: Runs of each before anything counts; one is enough for a contender that takes long.
         least: Seconds; shorter contenders run several times per round, and the mean counts.
     """
-    clock = seconds_on_gpu if device.type == "cuda" else seconds_of
+    clock = clock_of(device)
     repeats = {}
     for name, run in contenders.items():
-        for _ in range(warmup):
-            run()
-        repeats[name] = max(1, min(1000, round(least / max(clock(run, 1), 1e-6))))
+        seconds = clock(run, 1)
+        for _ in range(warmup - 1):
+            seconds = clock(run, 1) if seconds < _LONG else seconds
+        repeats[name] = max(1, min(1000, round(least / max(seconds, 1e-6))))
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -63,6 +65,11 @@ def take_turns(
         for name in names[first:] + names[:first]:
             seconds[name].append(clock(contenders[name], repeats[name]))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def clock_of(device: torch.device) -> Callable[[Callable[[], object], int], float]:
+    """Return what measures the mean seconds of some runs on a device."""
+    return seconds_on_gpu if device.type == "cuda" else seconds_of
 
 
 def seconds_of(run: Callable[[], object], repeat: int) -> float:

@@ -19,16 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from hggraph import SoftSLIC, region_graph
-from hggraph.benchmarks._measure import THREADS, Agreement, Report, agree, options
+from hggraph.benchmarks._measure import Agreement, Report, agree
+from hggraph.benchmarks._setting import THREADS, options
 from hggraph.data import load_image, sample_photo
 
 # isort: split
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -37,6 +39,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 TITLE = "From photo to region graph"
+SLIC = "scikit-image SLIC, 10 iterations"
 MEGAPIXELS = (0.25, 0.5, 1, 2, 4, 8, 16)
 CANDIDATES = 16
 DOWNSAMPLE = 64
@@ -51,24 +54,28 @@ def photo_of(height: int, width: int) -> Tensor:
     return photo.contiguous()
 
 
-def graph_of_file(path: Path, clusterer: SoftSLIC) -> Data:
+def graph_of_file(path: Path, clusterer: SoftSLIC, device: torch.device) -> Data:
     """Do what ``hggraph graph`` does for an image, without writing and without a figure."""
-    x = load_image(path)[None]
+    x = load_image(path)[None].to(device)
     with torch.inference_mode():
         return region_graph(x, clusterer(x))[0]
 
 
-def all_candidates() -> Agreement:
-    """Compare the graph with every region a candidate with the graph of the all-pairs assignment, in float64."""
-    x = F.interpolate(sample_photo()[None].double(), (36, 48), mode="bilinear", antialias=True)
+def all_candidates(device: torch.device) -> Agreement:
+    """Compare the graph with every region a candidate with the graph of the all-pairs assignment.
+
+    In float64; on a GPU in float32, in which its kernels compute.
+    """
+    dtype, tolerance = (torch.float32, 1e-3) if device.type == "cuda" else (torch.float64, 1e-10)
+    x = F.interpolate(sample_photo()[None].to(device, dtype), (36, 48), mode="bilinear", antialias=True)
     graphs = []
     for candidates in (20, None):
         slic = SoftSLIC(num_regions=20, candidates=candidates, feature_scale="photo").eval()
         graph = region_graph(x, clusterer=slic)
-        dense = torch.zeros(20, 9, 20, dtype=x.dtype)
+        dense = x.new_zeros(20, 9, 20)
         dense[graph.edge_index[1], graph.edge_type, graph.edge_index[0]] = graph.edge_weight
         graphs.append((graph.x, graph.pos, graph.area, dense))
-    return agree("region_graph, all regions candidates = all pairs, float64", *graphs, 1e-10)
+    return agree(f"region_graph, all regions candidates = all pairs, {str(dtype)[6:]}", *graphs, tolerance)
 
 
 def explained(photo: Tensor, labels: Tensor) -> float:
@@ -80,36 +87,35 @@ def explained(photo: Tensor, labels: Tensor) -> float:
     return float(1 - rest / (colors - colors.mean(1, keepdim=True)).square().sum())
 
 
-def against_slic(report: Report, size: tuple[int, int] = (480, 640), regions: int = 300) -> None:
-    """Time the way from file to graph and scikit-image's SLIC on the decoded photo."""
+def scikit_image(pixels: np.ndarray, regions: int) -> Callable[[], np.ndarray]:
     from skimage.segmentation import slic
 
+    return lambda: slic(pixels, n_segments=regions, max_num_iter=10, start_label=0)
+
+
+def against_slic(report: Report, size: tuple[int, int] = (480, 640), regions: int = 300) -> None:
+    """Time the way from file to graph and scikit-image's SLIC on the decoded photo, on the CPU."""
+    device = report.setting.device
     photo = F.interpolate(sample_photo()[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
     pixels = (photo.permute(1, 2, 0) * 255).round().byte().numpy()
     clusterer = SoftSLIC(num_regions=regions, candidates=6, feature_scale="photo").eval()
-    agreement = all_candidates()
-
-    def run_slic() -> object:
-        return slic(pixels, n_segments=regions, max_num_iter=10, start_label=0)
-
+    slic = report.peer(SLIC, lambda: scikit_image(pixels, regions))
     with tempfile.TemporaryDirectory() as folder:
-        files = {suffix: Path(folder, f"photo.{suffix}") for suffix in ("jpg", "png")}
-        for path in files.values():
+        contenders: dict[str, Callable[[], object]] = {}
+        for kind, suffix in (("JPEG", "jpg"), ("PNG", "png")):
+            path = Path(folder, f"photo.{suffix}")
             Image.fromarray(pixels).save(path, quality=95)
-        timings = report.time(
-            {
-                "JPEG to region graph": lambda: graph_of_file(files["jpg"], clusterer),
-                "PNG to region graph": lambda: graph_of_file(files["png"], clusterer),
-                "scikit-image SLIC, 10 iterations": run_slic,
-            }
-        )
-        x = load_image(files["png"])
-    slic_time = timings["scikit-image SLIC, 10 iterations"]
-    for kind in ("JPEG", "PNG"):
-        label = f"scikit-image SLIC / {kind} to region graph"
-        report.ratio(label, slic_time, timings[f"{kind} to region graph"], agreement, at_least=1)
+            contenders[f"{kind} to region graph"] = lambda path=path: graph_of_file(path, clusterer, device)
+        timings = report.time(contenders | ({} if slic is None else {SLIC: slic}))
+        x = load_image(path)
+    with torch.inference_mode():
+        labels = {"hggraph": clusterer(x[None].to(device)).labels[0].cpu()}
+    if slic is not None:
+        labels["scikit-image SLIC"] = torch.from_numpy(slic())
+        agreement = all_candidates(device)
+        for name in contenders:
+            report.ratio(f"scikit-image SLIC / {name}", timings[SLIC], timings[name], agreement, at_least=1)
 
-    labels = {"hggraph": clusterer(x[None]).labels[0], "scikit-image SLIC": torch.from_numpy(run_slic())}
     table = Table("regions", title=f"{size[1]} x {size[0]} photo")
     for column in ("number", "colour variance explained"):
         table.add_column(column, justify="right")
@@ -195,13 +201,13 @@ def in_own_process(height: int, width: int) -> dict[str, float]:
     """Run `one_size` in a new process."""
     module = "hggraph.benchmarks.bench_region_graph"
     command = [sys.executable, "-m", module, "--size", str(height), str(width)]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]  # of hggraph/benchmarks/
     done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 
 def measure(report: Report) -> None:
-    """Time photo to graph against scikit-image; the growth to 16 megapixels takes minutes, so only this file runs it."""
+    """Time photo to graph against scikit-image; the growth to 16 megapixels takes minutes: only this file's `main`."""
     if report.quick:
         against_slic(report, size=(48, 64), regions=12)
     else:
@@ -216,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(one_size(*size.size)))
         return 0
     args = options(__doc__, rest, rounds=15)
-    report = Report(TITLE, args.setting)
+    report = Report("region_graph", TITLE, args.setting, args.roofline)
     measure(report)
     if args.quick:
         scaling(report, megapixels=(0.01, 0.02), rounds=1)

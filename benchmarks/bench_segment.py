@@ -2,8 +2,8 @@
 
     python -m hggraph.benchmarks.bench_segment [--device cpu|cuda] [--rounds N] [--json FILE] [--quick]
 
-Rows in random order are summed into segments, by a sorted index that PyG would call `batch`: a PyTorch user's ways to do
-the same stand beside. Gathered: the rows are named by a second index, as in message passing.
+Rows are summed into segments, by a sorted index that PyG would call `batch`; beside stand a PyTorch user's ways to do
+the same. Gathered: the rows are named by a second index, as in message passing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hggraph import ops
-from hggraph.benchmarks._measure import Report, agree, options
+from hggraph.benchmarks._measure import Report, agree
 from hggraph.benchmarks._roofline import Work, size_of
+from hggraph.benchmarks._setting import options
 
 # isort: split
 import torch
@@ -29,7 +30,7 @@ def torch_scatter(x: Tensor, index: Tensor, ptr: Tensor) -> Callable[[], Tensor]
 
 
 def pyg_lib(x: Tensor, index: Tensor, ptr: Tensor) -> Callable[[], Tensor]:
-    from pyg_lib.ops import segment_csr  # type: ignore[import-not-found, unused-ignore]
+    from pyg_lib.ops import segment_csr
 
     return lambda: segment_csr(x, ptr, reduce="sum")
 
@@ -61,11 +62,10 @@ def measure(report: Report) -> None:
         "torch-scatter segment_csr": lambda: torch_scatter(x, index, ptr),
         "pyg-lib segment_csr": lambda: pyg_lib(x, index, ptr),
     }
-    if setting.compile:
-        peers["index_add_, compiled"] = lambda: torch.compile(contenders["index_add_"])
-    for name, make in peers.items():
-        run = report.peer(name, make)
-        contenders |= {} if run is None else {name: run}
+    found = {name: report.peer(name, make) for name, make in peers.items()}
+    for name in ("index_add_", "gather, index_add_"):
+        found[f"{name}, compiled"] = report.compiled(f"{name}, compiled", contenders[name])
+    contenders |= {name: run for name, run in found.items() if run is not None}
     results = {name: run() for name, run in contenders.items()}
     once = Work(size_of(x, ptr, empty), rows * channels)
     work = {name: Work(once.bytes + size_of(source) * ("gather" in name), once.flops) for name in contenders}
@@ -86,7 +86,7 @@ def measure(report: Report) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = options(__doc__, argv)
-    report = Report(TITLE, args.setting)
+    report = Report("segment", TITLE, args.setting, args.roofline)
     measure(report)
     return report.finish(args.json)
 

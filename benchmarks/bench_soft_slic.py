@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hggraph import SoftSLIC, Stencil, ops
-from hggraph.benchmarks._measure import Report, agree, options
+from hggraph.benchmarks._measure import Report, agree
 from hggraph.benchmarks._roofline import Work, size_of
+from hggraph.benchmarks._setting import options
 
 # isort: split
 import torch
@@ -66,10 +67,9 @@ def measure(report: Report) -> None:
         "centre_update, eager": lambda: eager_update(wide, centers),
         "graph part": graph_part,
     }
-    if setting.compile:
-        for name in ("soft_assign, eager", "centre_update, eager"):
-            run = report.peer(f"{name}, compiled", lambda name=name: torch.compile(contenders[name]))
-            contenders |= {} if run is None else {f"{name}, compiled": run}
+    for name in ("soft_assign, eager", "centre_update, eager"):
+        run = report.compiled(f"{name}, compiled", contenders[name])
+        contenders |= {} if run is None else {f"{name}, compiled": run}
     product = 2 * batch * regions * side**2 * channels
     assignment = 4 * batch * regions * side**2
     work = {
@@ -96,7 +96,7 @@ def measure(report: Report) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = options(__doc__, argv, rounds=9)
-    report = Report(TITLE, args.setting)
+    report = Report("soft_slic", TITLE, args.setting, args.roofline)
     measure(report)
     return report.finish(args.json)
 

@@ -59,13 +59,13 @@ def test_every_folder_is_a_package_except_kernels():
 IMPORT_AND_REPORT = """
 import importlib, importlib.util, json, pkgutil, warnings
 warnings.simplefilter("ignore")
-import hggraph, hggraph.kernels
+import hggraph, hggraph.kernels, hggraph.benchmarks._measure
 if importlib.util.find_spec("triton"):
     for module in pkgutil.walk_packages(hggraph.kernels.__path__, "hggraph.kernels."):
         importlib.import_module(module.name)
 spec = importlib.util.find_spec("kernels")
 found = list(spec.submodule_search_locations) if spec else []
-print(json.dumps([hggraph.__file__, list(hggraph.kernels.__path__), found]))
+print(json.dumps([hggraph.__file__, hggraph.benchmarks.__file__, list(hggraph.kernels.__path__), found]))
 """
 
 
@@ -84,7 +84,7 @@ def test_installed_wheel_works_elsewhere(wheel, tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    package, kernels, top_level_kernels = json.loads(run.stdout)  # the last: Hugging Face's or none
-    assert Path(package).is_relative_to(site)
+    package, benchmarks, kernels, top_level_kernels = json.loads(run.stdout)  # the last: Hugging Face's or none
+    assert Path(package).is_relative_to(site) and Path(benchmarks).is_relative_to(site)
     assert kernels == [str(site / "hggraph" / "kernels")]
     assert not {str(site / "kernels"), str(ROOT / "kernels")} & set(top_level_kernels)
