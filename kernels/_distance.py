@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hggraph.kernels._launch import block, cdiv, launch, precision
 from hggraph.kernels._matmul import matmul
-from hggraph.kernels._tile import contract, dot, load_row, load_tile, store_tile
+from hggraph.kernels._tile import contract, dot, load_tile, store_tile
 
 EXCLUDED = tl.constexpr(-1e30)  # logit of a pair that is left out: finite, so that a row of them makes no NaN
 
@@ -92,6 +92,3 @@ def distance_backward(
     product, row = matmul(grad, x.mT, dtype=torch.float32, row_sum=True)
     grad_centers = product.sub_(centers * row[..., None]).mul_(2)
     return grad_x, grad_centers.to(centers.dtype)
-
-
-__all__ = ["EXCLUDED", "considered", "distance_backward", "distance_tile", "load_row"]

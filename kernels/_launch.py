@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton import cdiv as cdiv
 
 MAX_PROGRAMS = (1 << 31) - 1  # CUDA's limit in the first dimension of a grid; the others hold 65,535
 
@@ -28,11 +29,6 @@ def launch(kernel: Any, programs: int, *args: Any, registers: int | None = None,
     # Triton launches on the current device, which need not be the tensors'
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(programs,)](*args, enable_fp_fusion=True, **meta)
-
-
-def cdiv(a: int, b: int) -> int:
-    """Divide and round up."""
-    return -(-a // b)
 
 
 def block(size: int, least: int = 16, most: int = 128) -> int:

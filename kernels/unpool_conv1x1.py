@@ -54,16 +54,8 @@ def unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bia
     return out.mT
 
 
-def unpool_conv1x1_backward(
-    grad: Tensor, x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-    grad_product, _ = matmul(assignment, grad.mT, dtype=torch.float32)  # (B, R, O)
-    grad_assignment, _ = matmul(torch.matmul(z, on_regions.t()), grad, dtype=assignment.dtype)
-    grad_product = grad_product.to(z.dtype)
-    # plain products of one dtype are cuBLAS's
-    grad_x = torch.matmul(on_pixels.t(), grad)
-    grad_z = torch.matmul(grad_product, on_regions)
-    grad_pixels = torch.bmm(grad, x.mT).sum(0)
-    grad_regions = torch.bmm(grad_product.mT, z).sum(0)
-    return grad_x, grad_z, grad_assignment, torch.cat([grad_pixels, grad_regions], 1)
+def assignment_gradients(grad: Tensor, product: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients for `product` = Z Wb (B, R, O), float32, and for the assignment, from the result's."""
+    grad_product, _ = matmul(assignment, grad.mT, dtype=torch.float32)
+    grad_assignment, _ = matmul(product, grad, dtype=assignment.dtype)
+    return grad_product, grad_assignment

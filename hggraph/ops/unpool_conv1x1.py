@@ -112,14 +112,16 @@ def _backward_fake(
 def _unpool_conv1x1_backward(
     grad: Tensor, x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if (triton := kernel("unpool_conv1x1", grad, x, z, assignment, weight)) is not None:
-        return triton.unpool_conv1x1_backward(grad, x, z, assignment, weight)
     on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-    dtype = assignment.dtype
-    grad_product = torch.bmm(assignment, grad.to(dtype).transpose(1, 2)).to(z.dtype)  # (B, R, O)
+    product, dtype = torch.matmul(z, on_regions.t()), assignment.dtype
+    if (triton := kernel("unpool_conv1x1", grad, x, z, assignment, weight)) is not None:
+        grad_product, grad_assignment = triton.assignment_gradients(grad, product, assignment)
+    else:
+        grad_product = torch.bmm(assignment, grad.to(dtype).transpose(1, 2))  # (B, R, O)
+        grad_assignment = torch.bmm(product.to(dtype), grad.to(dtype))
+    grad_product = grad_product.to(z.dtype)
     grad_x = torch.matmul(on_pixels.t(), grad)
     grad_z = torch.matmul(grad_product, on_regions)
-    grad_assignment = torch.bmm(torch.matmul(z, on_regions.t()).to(dtype), grad.to(dtype))
     grad_pixels = torch.bmm(grad, x.transpose(1, 2)).sum(0)
     grad_regions = torch.bmm(grad_product.transpose(1, 2), z).sum(0)
     return grad_x, grad_z, grad_assignment, torch.cat([grad_pixels, grad_regions], 1)

@@ -186,8 +186,8 @@ def network_calls(dtype: torch.dtype, precision: str = "highest") -> list[Call]:
         Call(f"region_unpool {name}", lambda: region_unpool.region_unpool(z, s)),
         Call(f"region_unpool backward {name}", lambda: region_unpool.region_unpool_backward(z.new_empty(batch, 2048, pixels), z, s)),
         Call(f"unpool_conv1x1 {name}", lambda: unpool_conv1x1.unpool_conv1x1(x, z, s, weight, weight[:, 0])),
-        Call(f"unpool_conv1x1 backward {name}", lambda: unpool_conv1x1.unpool_conv1x1_backward(
-            z.new_empty(batch, pixels, 2048).mT, x, z, s, weight)),
+        Call(f"unpool_conv1x1 backward {name}", lambda: unpool_conv1x1.assignment_gradients(
+            z.new_empty(batch, pixels, 2048).mT, z, s)),
         Call(f"typed_aggregate {name}", lambda: typed_aggregate.typed_aggregate(nodes, matrices, *edge, 1)),
         Call(f"typed_aggregate_dense {name}", lambda: typed_aggregate_dense.aggregates(
             z[..., :512], meta(batch, 9, regions, regions, dtype=dtype))),
