@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -47,12 +48,17 @@ def options(doc: str | None, argv: Sequence[str] | None = None, rounds: int = 15
 def setting_for(
     device: str, *, dtype: torch.dtype | None = None, rounds: int = 9, quick: bool = False, compile: bool = False
 ) -> Setting:
-    """Return the setting for a device, bfloat16 on a GPU unless told otherwise; sets the threads, and seeds."""
+    """Return the setting for a device, bfloat16 on a GPU unless told otherwise.
+
+    Sets the threads, seeds, and hushes compilers.
+    """
     place = torch.device(device)
     if place.index is not None and place.type == "cuda":
         torch.cuda.set_device(place)  # events and peaks are the current device's
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    for name in ("torch._dynamo", "torch.utils.cpp_extension"):  # graph breaks, and that there is no GPU
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1 if quick else THREADS)  # threads that wait for each other make tiny sizes slow
     torch.manual_seed(0)
     return Setting(place, dtype, min(rounds, 2) if quick else rounds, quick, compile)

@@ -156,9 +156,8 @@ def measure(report: Report) -> None:
             in_format[name] = (module, given)
             sides[side_name].append(name)
             contenders[name] = lambda module=module, given=given: module(given)
-            compiled = report.compiled(f"{name}, compiled", module, lambda fast, given=given: lambda: fast(given))
-            if compiled is not None:
-                contenders[f"{name}, compiled"] = compiled
+            if (fast := compiled_stage(report, name, module, given)) is not None:
+                contenders[f"{name}, compiled"] = fast
                 sides[side_name].append(f"{name}, compiled")
     with torch.inference_mode():
         timings = report.time(contenders, work=works(hg, stage, x, contenders), warmup=1)
@@ -170,6 +169,21 @@ def measure(report: Report) -> None:
     breakdown(report, *in_format[eager], eager.rpartition(", ")[2])
     if setting.on_gpu:
         one_image(report, *in_format[eager], in_format[dense.removesuffix(", compiled")][0], agreement)
+
+
+def compiled_stage(report: Report, name: str, module: nn.Module, x: Tensor) -> Callable[[], object] | None:
+    """Return a stage through torch.compile, if it then still gives the same."""
+    label = f"{name}, compiled"
+    with torch.inference_mode():
+        run = report.compiled(label, module, lambda fast: lambda: fast(x))
+        if run is None:
+            return None
+        same = agree(f"{label} = as it is", run(), module(x), 1e-3 if x.dtype == torch.float32 else 5e-2)
+    report.agreements.append(same)
+    if same.holds:
+        return run
+    report.absent[label] = "its result is another one"
+    return None
 
 
 def works(hg: HGStage, stage: nn.Module, x: Tensor, names: Iterable[str]) -> dict[str, Work]:

@@ -9,7 +9,6 @@ beside, as what a window saves, and no ratio is taken.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 from hggraph import Stencil, ops
@@ -44,7 +43,6 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, size: int, dilation: int) ->
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as flex
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
     height, width = q.shape[2:]
     reach = dilation * (size // 2)
 
@@ -83,17 +81,17 @@ def measure(report: Report) -> None:
         "local_attention, mask": lambda: ops.local_attention(q, k, v, offsets, border="mask"),
         "unfold": lambda: unfold_attention(q, k, v, size, dilation),
     }
-    peers = {
-        "unfold, compiled": report.compiled("unfold, compiled", contenders["unfold"]),
-        ALL: report.peer(ALL, lambda: lambda: F.scaled_dot_product_attention(*rows)),
-    }
-    if setting.quick:
-        report.absent[FLEX] = "left out: --quick"
-    else:
-        peers[FLEX] = report.peer(FLEX, lambda: flex_attention(q, k, v, size, dilation))
-    contenders |= {name: run for name, run in peers.items() if run is not None}
-    needs = Work(size_of(q, k, v, v), 4 * q.numel() * size**2)
     with torch.inference_mode():
+        peers = {
+            "unfold, compiled": report.compiled("unfold, compiled", contenders["unfold"]),
+            ALL: report.peer(ALL, lambda: lambda: F.scaled_dot_product_attention(*rows)),
+        }
+        if setting.quick:
+            report.absent[FLEX] = "left out: --quick"
+        else:
+            peers[FLEX] = report.peer(FLEX, lambda: flex_attention(q, k, v, size, dilation))
+        contenders |= {name: run for name, run in peers.items() if run is not None}
+        needs = Work(size_of(q, k, v, v), 4 * q.numel() * size**2)
         results = {name: run() for name, run in contenders.items()}
         times = report.time(contenders, work={name: needs for name in contenders if name != ALL})
     tolerance = 1e-4 if setting.dtype == torch.float32 else 3e-2

@@ -67,9 +67,10 @@ def measure(report: Report) -> None:
         "centre_update, eager": lambda: eager_update(wide, centers),
         "graph part": graph_part,
     }
-    for name in ("soft_assign, eager", "centre_update, eager"):
-        run = report.compiled(f"{name}, compiled", contenders[name])
-        contenders |= {} if run is None else {f"{name}, compiled": run}
+    with torch.inference_mode():
+        for name in ("soft_assign, eager", "centre_update, eager"):
+            run = report.compiled(f"{name}, compiled", contenders[name])
+            contenders |= {} if run is None else {f"{name}, compiled": run}
     product = 2 * batch * regions * side**2 * channels
     assignment = 4 * batch * regions * side**2
     work = {
