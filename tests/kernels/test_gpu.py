@@ -20,12 +20,13 @@ def last(*shape):  # an image's rows of pixels, as channels_last lays them out
     return rand(*shape).mT.contiguous().mT
 
 
-# The sizes of a network, at which tiles are full; fewer images and channels than there.
+# The sizes of a network, at which tiles are full; fewer images and channels than there. No threshold and no cancelling:
+# of a million entries some lie on the edge, where rounding decides.
 LARGE = [
-    Case("soft_assign", "large", lambda: (last(2, 256, 8100) / 16, rand(2, 127, 256) / 16, None, 1e-3)),
-    Case("soft_assign", "large, candidates", lambda: (rand(2, 5, 8100), rand(2, 127, 5), some(2, 9, 127, 8100), 1e-3)),
+    Case("soft_assign", "large", lambda: (last(2, 256, 8100) / 16, rand(2, 127, 256) / 16, None, 0.0)),
+    Case("soft_assign", "large, candidates", lambda: (rand(2, 5, 8100), rand(2, 127, 5), some(2, 9, 127, 8100), 0.0)),
     Case("centre_update", "large", lambda: (last(2, 256, 8100) / 16, rand(2, 127, 256) / 16, None, None)),
-    Case("region_adjacency", "large", lambda: (weights(2, 127, 8100), [90, 90], SQUARE, True, False)),
+    Case("region_adjacency", "large", lambda: (weights(2, 127, 8100), [90, 90], SQUARE, False, False)),
     Case("region_pool", "large", lambda: (last(2, 256, 8100), weights(2, 127, 8100))),
     Case("region_unpool", "large", lambda: (rand(2, 127, 256), weights(2, 127, 8100))),
     Case(
