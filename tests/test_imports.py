@@ -15,6 +15,7 @@ PACKAGE = ROOT / "hggraph"
 # The files and folders of hggraph and their heights. Equal heights may import each other.
 FLOORS = {
     "_check": 0,
+    "_files": 0,
     "_pyg": 0,
     "stencil": 1,
     "kernels": 2,
@@ -29,6 +30,7 @@ FLOORS = {
 # The low floors, and all that they may import beside the standard library and hggraph.
 THIRD_PARTY = {
     "_check": {"torch"},
+    "_files": set(),
     "_pyg": {"torch_geometric"},
     "stencil": {"torch"},
     "kernels": {"torch", "triton"},

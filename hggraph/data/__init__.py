@@ -1,7 +1,7 @@
 """What comes in and goes out: image files, graph files, and writing that leaves no half files."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
-from hggraph.data.files import write_atomically as write_atomically
+from hggraph._files import write_atomically as write_atomically
 from hggraph.data.graph_file import load_graph as load_graph
 from hggraph.data.graph_file import save_graph as save_graph
 from hggraph.data.image import ImageError as ImageError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from hggraph.data.files import write_atomically
+from hggraph._files import write_atomically
 
 __all__ = ["load_graph", "save_graph"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph import ops
@@ -191,7 +192,41 @@ class Assignment:
         if weight.shape[1] != x.shape[1] + z.shape[2]:
             raise ValueError(f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}.")
         on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-        return torch.nn.functional.conv2d(x, on_pixels[..., None, None], bias) + self.unpool(z @ on_regions.t())
+        return F.conv2d(x, on_pixels[..., None, None], bias) + self.unpool(z @ on_regions.t())
+
+    def unpool_conv(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute ``conv(concat(x, unpool(z)))`` for any odd kernel size k, without the concatenation.
+
+        ``conv(X, Wa) + sum_t Shift_t(S) (Z Wb_t) + b`` over the k * k taps t: regions are multiplied first, and their
+        products unpooled and shifted by convolving S with them.
+
+        Args:
+            x: Map, shape ``(B, C, H, W)``.
+            z: Region features, shape ``(B, R, D)``.
+            weight: Shape ``(O, C + D, k, k)``; the convolution is padded with zeros by ``k // 2``.
+            bias: Shape ``(O,)`` or None.
+
+        Returns:
+            Shape ``(B, O, H, W)``.
+
+        Raises:
+            ValueError: if shapes disagree, or S is held with candidates and too large to be made dense.
+        """
+        check_ndim("weight", weight, 4, shape="(O, C + D, k, k)")
+        if weight.shape[2] == 1:
+            return self.unpool_conv1x1(x, z, weight, bias)
+        self._check_map(x)
+        self._check_regions(z)
+        out_channels, _, side, _ = weight.shape
+        if weight.shape[1:] != (x.shape[1] + z.shape[2], side, side) or side % 2 == 0:
+            expected = f"(O, {x.shape[1] + z.shape[2]}, k, k) with odd k"
+            raise ValueError(f"`weight` must have shape {expected}, got {tuple(weight.shape)}.")
+        on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
+        taps = z @ on_regions.permute(1, 0, 2, 3).flatten(1)  # (B, R, O k k)
+        taps = taps.view(*z.shape[:2], out_channels, side, side).transpose(1, 2)
+        spread = self.to_dense().transpose(1, 2).reshape(1, -1, *self.size)  # one convolution for each image
+        shifted = F.conv2d(spread.to(taps.dtype), taps.flatten(0, 1), padding=side // 2, groups=self.batch_size)
+        return F.conv2d(x, on_pixels, bias, padding=side // 2) + shifted.view(-1, out_channels, *self.size)
 
     def adjacency(
         self, stencil: Stencil | None = None, *, noise_cancel: bool = True, max_direction: bool = True

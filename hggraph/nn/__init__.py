@@ -1,6 +1,7 @@
 """Layers."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
+from hggraph.nn.deform_conv import DeformConv2d as DeformConv2d
 from hggraph.nn.dense_hg_conv import DenseHGConv as DenseHGConv
 from hggraph.nn.gmm_conv import GMMConv as GMMConv
 from hggraph.nn.hg_block import HGBasicBlock as HGBasicBlock

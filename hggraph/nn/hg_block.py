@@ -47,6 +47,15 @@ class NodeBatchNorm(nn.BatchNorm1d):
         out.load_state_dict(norm.state_dict())
         return out.train(norm.training)
 
+    def to_norm(self) -> nn.BatchNorm2d:
+        """Return the ``BatchNorm2d`` with these parameters and statistics, the inverse of `from_norm`."""
+        out = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
+        for reference in (self.weight, self.running_mean):
+            if reference is not None:
+                out.to(reference)
+        out.load_state_dict(self.state_dict())
+        return out.train(self.training)
+
 
 class _HGBlock(nn.Module):
     """A residual block on regions: its residual branch is added to the (projected) input."""
@@ -112,6 +121,13 @@ class HGBasicBlock(_HGBlock):
         out.training = block.training  # its parts keep their own mode, frozen normalisation for example
         return out
 
+    def to_block(self) -> nn.Module:
+        """Return timm's ``BasicBlock`` with these weights, stride 1 and no dilation: the inverse of `from_block`."""
+        from timm.models.resnet import BasicBlock
+
+        out = BasicBlock(self.conv1.in_channels, self.conv2.out_channels, downsample=_to_downsample(self.downsample))
+        return _load_block(out, self, ("conv1", "conv2"))
+
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn2(conv2(act(bn1(conv1(z)))))``."""
         return self.bn2(self.conv2(self.act(self.bn1(self.conv1(z, adjacency))), adjacency))
@@ -170,6 +186,13 @@ class HGBottleneck(_HGBlock):
         out.downsample = _convert_downsample(block.downsample)
         out.training = block.training  # its parts keep their own mode, frozen normalisation for example
         return out
+
+    def to_block(self) -> nn.Module:
+        """Return timm's ``Bottleneck`` with these weights, stride 1 and no dilation: the inverse of `from_block`."""
+        from timm.models.resnet import Bottleneck
+
+        out = Bottleneck(self.conv1.in_features, self.conv2.out_channels, downsample=_to_downsample(self.downsample))
+        return _load_block(out, self, ("conv1", "conv2", "conv3"))
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn3(conv3(act(bn2(conv2(act(bn1(conv1(z))))))))``."""
@@ -233,3 +256,40 @@ def _convert_downsample(downsample: nn.Module | None) -> nn.Module | None:
         elif not isinstance(part, nn.Identity | nn.AvgPool2d):  # regions already stand for many pixels
             raise ValueError(f"The shortcut holds {type(part).__name__}, which does not carry over to regions.")
     return nn.Sequential(*parts)
+
+
+def _to_1x1(linear: nn.Linear) -> nn.Conv2d:
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
+    conv.to(device=linear.weight.device, dtype=linear.weight.dtype)
+    with torch.no_grad():
+        conv.weight.copy_(linear.weight[:, :, None, None])
+        if conv.bias is not None:
+            conv.bias.copy_(linear.bias)
+    return conv
+
+
+def _to_pixels(part: Any) -> nn.Module:
+    """Return the layer on pixels with the weights of a layer on regions."""
+    if isinstance(part, nn.Linear):
+        return _to_1x1(part)
+    if isinstance(part, NodeBatchNorm):
+        return part.to_norm()
+    pixels: nn.Module = part.to_conv()
+    return pixels
+
+
+def _to_downsample(downsample: nn.Module | None) -> nn.Module | None:
+    if downsample is None:
+        return None
+    return nn.Sequential(*(_to_pixels(part) for part in downsample.children()))
+
+
+def _load_block(block: nn.Module, regions: _HGBlock, convolutions: tuple[str, ...]) -> nn.Module:
+    """Give a block on pixels the layers of a block on regions."""
+    for name in convolutions:
+        setattr(block, name, _to_pixels(getattr(regions, name)))
+        norm = name.replace("conv", "bn")
+        setattr(block, norm, _to_pixels(getattr(regions, norm)))
+        setattr(block, name.replace("conv", "act"), copy.deepcopy(regions.act))
+    block.training = regions.training
+    return block

@@ -23,12 +23,12 @@ class HGStage(nn.Module):
             `HGBottleneck`.
         clusterer: What makes the `Assignment` of a map, for example `SoftSLIC`.
         stencil: Directions of the adjacency; ``Stencil.square(3)`` when None.
-        fuse: A 1x1 convolution over the input and the unpooled output, concatenated in this order (HG-ResNet,
-            Sec. 4.4); computed as ``X Wa + S (Z Wb) + b``. None returns the unpooled output alone.
+        fuse: A convolution over the input and the unpooled output, concatenated in this order (HG-ResNet, Sec. 4.4,
+            with a 1x1); computed as ``X Wa + S (Z Wb) + b``. None returns the unpooled output alone.
 
     Shapes:
-        - **input:** map ``(B, C, H, W)``, attention ``(B, H, W)`` in [0, 1] *(optional)*, and an `Assignment` to
-          use instead of clustering *(optional)*
+        - **input:** map ``(B, C, H, W)``; attention ``(B, H, W)`` in [0, 1], an `Assignment` to use instead of
+          clustering, and a map ``(B, C'', H, W)`` that `fuse` takes instead of the input *(all optional)*
         - **output:** map ``(B, C', H, W)``
 
     Example:
@@ -47,11 +47,8 @@ class HGStage(nn.Module):
         fuse: nn.Conv2d | None = None,
     ) -> None:
         super().__init__()
-        if fuse is not None and (
-            (fuse.kernel_size, fuse.stride, fuse.groups) != ((1, 1), (1, 1), 1)
-            or fuse.padding not in ((0, 0), "same", "valid")
-        ):
-            raise ValueError(f"`fuse` must be an ungrouped 1x1 convolution of stride 1 without padding, got {fuse}.")
+        if fuse is not None:
+            _check_fuse(fuse)
         self.blocks = nn.ModuleList(blocks)
         self.clusterer = clusterer
         self.stencil = Stencil.square(3) if stencil is None else stencil
@@ -86,7 +83,25 @@ class HGStage(nn.Module):
             raise ValueError("`stage` must hold at least one block.")
         return cls(blocks, SoftSLIC() if clusterer is None else clusterer, stencil=stencil, fuse=fuse)
 
-    def forward(self, x: Tensor, attention: Tensor | None = None, assignment: Assignment | None = None) -> Tensor:
+    def to_stage(self) -> nn.Sequential:
+        """Return the stage on pixels with the same weights: timm's blocks, stride 1, no dilation, without `fuse`.
+
+        Raises:
+            ValueError: if a block is neither `HGBasicBlock` nor `HGBottleneck`.
+        """
+        foreign = [type(block).__name__ for block in self.blocks if not isinstance(block, HGBasicBlock | HGBottleneck)]
+        if foreign:
+            raise ValueError(f"Only HGBasicBlock and HGBottleneck have a form on pixels, got {', '.join(foreign)}.")
+        blocks: Any = self.blocks
+        return nn.Sequential(*(block.to_block() for block in blocks))
+
+    def forward(
+        self,
+        x: Tensor,
+        attention: Tensor | None = None,
+        assignment: Assignment | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
         """Run the stage; see the class for shapes."""
         if assignment is None:
             assignment = self.cluster(x, attention)
@@ -96,9 +111,21 @@ class HGStage(nn.Module):
             z = block(z, adjacency)
         if self.fuse is None:
             return assignment.unpool(z)
-        return assignment.unpool_conv1x1(x, z, self.fuse.weight, self.fuse.bias)
+        return assignment.unpool_conv(x if skip is None else skip, z, self.fuse.weight, self.fuse.bias)
 
     def cluster(self, x: Tensor, attention: Tensor | None = None) -> Assignment:
         """Return the assignment that `forward` uses."""
         assignment: Any = self.clusterer(x) if attention is None else self.clusterer(x, attention)
         return assignment
+
+
+def _check_fuse(fuse: nn.Conv2d) -> None:
+    side = fuse.kernel_size[0]
+    same = fuse.padding == "same" or fuse.padding == (side // 2, side // 2) or (side == 1 and fuse.padding == "valid")
+    square = fuse.kernel_size == (side, side) and side % 2 == 1 and fuse.dilation == (1, 1)
+    plain = fuse.stride == (1, 1) and fuse.groups == 1 and fuse.padding_mode == "zeros"
+    if not (same and square and plain):
+        raise ValueError(
+            f"`fuse` must be an ungrouped 1x1 convolution, or a k x k one with odd k, of stride 1 and padded with "
+            f"zeros by k // 2, got {fuse}."
+        )

@@ -85,7 +85,7 @@ write_atomically(Path(sys.argv[1]), write)
 def test_kill_in_the_middle(tmp_path):
     path = tmp_path / "note.bin"
     path.write_bytes(b"old")
-    source = ROOT / "hggraph" / "data" / "files.py"
+    source = ROOT / "hggraph" / "_files.py"
     done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(source)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"

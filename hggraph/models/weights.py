@@ -1,0 +1,149 @@
+"""Weights: timm's backbones with or without pretrained ones, and whole networks in safetensors files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hggraph._files import write_atomically
+
+__all__ = ["create_backbone", "load_weights", "save_weights"]
+
+
+def create_backbone(name: str, *, pretrained: bool | str | Path = False, in_channels: int = 3, **options: Any) -> Any:
+    """Make a network of timm, with all of its pretrained weights or none.
+
+    Args:
+        name: timm's name, for example ``"resnet101s"``, with a tag of weights or without.
+        pretrained: True downloads timm's weights (and keeps them, as Hugging Face's hub does); a path reads a
+            ``.safetensors`` or ``.pth`` file of the same network. The classifier may be missing in it.
+        in_channels: Channels of the images; with others than 3 the first convolution's weights are repeated or
+            summed, as timm does.
+        options: timm's, for example ``output_stride=8``.
+
+    Returns:
+        timm's module.
+
+    Raises:
+        ValueError: if timm has no such network, the file is none of weights, or they are another network's.
+        FileNotFoundError: if `pretrained` is a path to nothing.
+        RuntimeError: if the weights cannot be downloaded; the text names the file.
+
+    Example:
+        >>> type(create_backbone("resnet18", in_channels=4)).__name__
+        'ResNet'
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"timm has no network {name!r}.{hint}")
+    model = timm.create_model(name, pretrained=False, in_chans=in_channels, **options)
+    if pretrained is not False:
+        path = _download(name) if pretrained is True else Path(pretrained)
+        _load_backbone(model, _read(path), name, path, in_channels)
+    return model
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write a network's parameters and statistics into a safetensors file.
+
+    Args:
+        model: Any module.
+        path: The file to write, ending in ``.safetensors``; never half of it (see `write_atomically`).
+
+    Raises:
+        ValueError: if `path` ends otherwise.
+        OSError: if it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(nn.Linear(2, 3), Path(folder, "linear.safetensors"))
+        ...     load_weights(nn.Linear(2, 3), Path(folder, "linear.safetensors"))
+    """
+    from safetensors.torch import save_file
+
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"`path` must end in .safetensors, got {str(path)!r}.")
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(state, temporary))
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Read what `save_weights` has written into a network of the same shape.
+
+    Args:
+        model: Gets the weights, on the device where it is.
+        path: A ``.safetensors`` file, or a ``.pth`` file of tensors alone.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none of weights or another network's; the network is then as it was.
+    """
+    state = _read(Path(path))
+    _check_state(state, model.state_dict(), Path(path), type(model).__name__)
+    model.load_state_dict(state)
+
+
+def _load_backbone(model: nn.Module, state: dict[str, Tensor], name: str, path: Path, in_channels: int) -> None:
+    from timm.models import adapt_input_conv
+
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    head, first = f"{config['classifier']}.", f"{config['first_conv']}.weight"
+    wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(head)}
+    state = {key: value for key, value in state.items() if not key.startswith(head)}
+    if first in state and in_channels != state[first].shape[1]:
+        state[first] = adapt_input_conv(in_channels, state[first])
+    _check_state(state, wanted, path, name)
+    model.load_state_dict(state, strict=False)
+
+
+def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Raise unless names and shapes are the same."""
+    missing = sorted(wanted.keys() - state.keys())
+    surplus = sorted(state.keys() - wanted.keys())
+    other = sorted(key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape)
+    if missing or surplus or other:
+        shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}" for key in other]
+        found = {"missing": missing, "not expected": surplus, "of another shape": shapes}
+        text = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys)
+        raise ValueError(f"The weights in {path} are not those of {name} ({text}). Nothing was loaded.")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from timm.models import load_state_dict
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of weights at {path}.")
+    try:
+        return load_state_dict(str(path), use_ema=False)  # tensors alone: no code in the file is run
+    except Exception as error:
+        raise ValueError(f"{path} is not a file of weights (.safetensors or .pth): {error}") from error
+
+
+def _download(name: str) -> Path:
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm has no pretrained weights for {name!r}; give a file: pretrained='weights.safetensors'.")
+    try:
+        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
+    except Exception as error:
+        raise RuntimeError(
+            f"The pretrained weights model.safetensors of https://huggingface.co/{config.hf_hub_id} could not be "
+            f"downloaded ({type(error).__name__}). Fetch the file where there is a network and give its path: "
+            f"pretrained='model.safetensors'. Nothing was loaded."
+        ) from error
