@@ -32,7 +32,7 @@ _HOME = {
     "region_graph": "cluster",
     "use_backend": "ops",
 }
-_FLOORS = ("cli", "cluster", "data", "graph", "nn", "ops", "stencil", "viz")
+_FLOORS = ("cli", "cluster", "data", "graph", "models", "nn", "ops", "stencil", "viz")
 __all__ = sorted(_HOME)
 
 

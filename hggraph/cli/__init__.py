@@ -1,4 +1,4 @@
-"""The commands: ``hggraph graph``, ``hggraph info`` and ``hggraph bench``."""
+"""The commands: ``hggraph graph``, ``count``, ``info`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import typer
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.cli.bench import run_benchmarks
+from hggraph.cli.count import count_operations
 from hggraph.cli.graph import make_graphs
 from hggraph.cli.info import show_info
 
@@ -20,5 +21,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("graph")(make_graphs)
+app.command("count")(count_operations)
 app.command("info")(show_info)
 app.command("bench")(run_benchmarks)

@@ -2,8 +2,14 @@
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.models._network import Regions as Regions
+from hggraph.models.convert import convert as convert
+from hggraph.models.count import Part as Part
+from hggraph.models.count import count as count
 from hggraph.models.fold import fold_batch_norm as fold_batch_norm
-from hggraph.models.hg_resnet import HGResNet as HGResNet
+from hggraph.models.hg_detector import hg_detector as hg_detector
+from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet
+from hggraph.models.hg_orientation import hg_orientation as hg_orientation
 from hggraph.models.hg_resnet import hg_resnet as hg_resnet
+from hggraph.models.hg_resunet import hg_resunet as hg_resunet
 from hggraph.models.weights import load_weights as load_weights
 from hggraph.models.weights import save_weights as save_weights

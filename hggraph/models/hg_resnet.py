@@ -15,7 +15,7 @@ from hggraph.models.heads import fcn_head
 from hggraph.models.weights import create_backbone
 from hggraph.nn import DeformConv2d, HGStage
 
-__all__ = ["DEPTHS", "HGResNet", "ResNetTrunk", "hg_resnet", "resnet_trunk"]
+__all__ = ["DEPTHS", "HGResNet", "ResNetTrunk", "hg_resnet", "out_channels", "resnet_trunk"]
 
 DEPTHS = (18, 34, 50, 101)
 VARIANTS = ("dilation", "dcn")
@@ -41,7 +41,7 @@ class ResNetTrunk(nn.Module):
 
     Example:
         >>> import torch
-        >>> maps, clustered = resnet_trunk(18, output_stride=8)(torch.rand(1, 3, 64, 64))
+        >>> maps, clustered = resnet_trunk(18).eval()(torch.rand(1, 3, 64, 64))
         >>> [tuple(x.shape[1:]) for x in maps], len(clustered)
         ([(64, 16, 16), (128, 8, 8), (256, 8, 8), (512, 8, 8)], 1)
     """
@@ -60,7 +60,7 @@ class ResNetTrunk(nn.Module):
             raise ValueError(f"`variant` must be one of {VARIANTS}, got {variant!r}.")
         stages = stages_of(resnet)
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.act1, resnet.maxpool)
-        self.channels = [_out_channels(stage) for stage in stages]
+        self.channels = [out_channels(stage) for stage in stages]
         kept = 4 - len(hg_stages)
         self.stages = nn.ModuleList(stages[:kept])
         if variant == "dcn":
@@ -200,9 +200,9 @@ def resnet_trunk(
     check_hg_stages(hg_stages)
     if output_stride not in (8, 16, 32):
         raise ValueError(f"`output_stride` must be 8, 16 or 32, got {output_stride!r}.")
-    name, options = _timm_name(depth, stem)
+    name, deep_stem = _timm_name(depth, stem)
     resnet = create_backbone(
-        name, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, **options
+        name, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, deep_stem=deep_stem
     )
     return ResNetTrunk(resnet, hg_stages=hg_stages, variant=variant, clusterer=clusterer)
 
@@ -230,31 +230,33 @@ def stages_of(resnet: Any) -> list[nn.Sequential]:
     return [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
 
 
+def out_channels(stage: nn.Module) -> int:
+    """Return the channels that come out of layers that end with a batch normalisation."""
+    norms: list[Any] = [part for part in stage.modules() if isinstance(part, nn.BatchNorm2d)]
+    if not norms:
+        raise ValueError(f"The stages must have batch normalisations, got {type(stage).__name__} without one.")
+    return int(norms[-1].num_features)
+
+
 def make_deformable(stage: nn.Module) -> None:
     """Make ``conv2`` of each residual block deformable, in place and with its weights."""
     for name, block in stage.named_children():
-        if not isinstance(getattr(block, "conv2", None), nn.Conv2d):
+        conv = getattr(block, "conv2", None)
+        if not isinstance(conv, nn.Conv2d):
             raise ValueError(f"Block {name} has no convolution `conv2` to make deformable: {type(block).__name__}.")
-        block.conv2 = DeformConv2d.from_conv(block.conv2)
+        setattr(block, "conv2", DeformConv2d.from_conv(conv))  # noqa: B010  (the attribute has no type)
 
 
-def _timm_name(depth: int | str, stem: str | None) -> tuple[str, dict[str, Any]]:
+def _timm_name(depth: int | str, stem: str | None) -> tuple[str, bool]:
+    """Return timm's name, and whether it has to be given the deep stem."""
     if isinstance(depth, str):
         if stem is not None:
             raise ValueError(f"`stem` must be None when `depth` is a name of timm's, which says it, got {stem!r}.")
-        return depth, {}
+        return depth, False
     if depth not in DEPTHS:
         raise ValueError(f"`depth` must be one of {DEPTHS} or a name of timm's, got {depth!r}.")
     if stem not in (None, "plain", "deep"):
         raise ValueError(f"`stem` must be 'plain', 'deep' or None, got {stem!r}.")
     if stem == "plain" or (stem is None and depth < 50):
-        return f"resnet{depth}", {}
-    return (f"resnet{depth}s", {}) if depth >= 50 else (f"resnet{depth}", {"stem_type": "deep", "stem_width": 64})
-
-
-def _out_channels(stage: nn.Module) -> int:
-    last: Any = list(stage.children())[-1]
-    conv = getattr(last, "conv3", None) or getattr(last, "conv2", None)
-    if conv is None:
-        raise ValueError(f"The stages must be of BasicBlock or Bottleneck, got {type(last).__name__}.")
-    return int(conv.out_channels)
+        return f"resnet{depth}", False
+    return (f"resnet{depth}s", False) if depth >= 50 else (f"resnet{depth}", True)

@@ -14,7 +14,14 @@ from hggraph._files import write_atomically
 __all__ = ["create_backbone", "load_weights", "save_weights"]
 
 
-def create_backbone(name: str, *, pretrained: bool | str | Path = False, in_channels: int = 3, **options: Any) -> Any:
+def create_backbone(
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    in_channels: int = 3,
+    output_stride: int = 32,
+    deep_stem: bool = False,
+) -> Any:
     """Make a network of timm, with all of its pretrained weights or none.
 
     Args:
@@ -23,13 +30,15 @@ def create_backbone(name: str, *, pretrained: bool | str | Path = False, in_chan
             ``.safetensors`` or ``.pth`` file of the same network. The classifier may be missing in it.
         in_channels: Channels of the images; with others than 3 the first convolution's weights are repeated or
             summed, as timm does.
-        options: timm's, for example ``output_stride=8``.
+        output_stride: Image pixels per pixel of the last map; below 32 stages are dilated instead of strided.
+        deep_stem: Give a ResNet a stem of three 3x3 with 64, 64 and 128 channels, for which there are no weights.
 
     Returns:
         timm's module.
 
     Raises:
-        ValueError: if timm has no such network, the file is none of weights, or they are another network's.
+        ValueError: if timm has no such network, or not of this output stride or stem; if the file is none of weights,
+            or of another network's.
         FileNotFoundError: if `pretrained` is a path to nothing.
         RuntimeError: if the weights cannot be downloaded; the text names the file.
 
@@ -43,7 +52,17 @@ def create_backbone(name: str, *, pretrained: bool | str | Path = False, in_chan
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"timm has no network {name!r}.{hint}")
-    model = timm.create_model(name, pretrained=False, in_chans=in_channels, **options)
+    options: dict[str, Any] = {"output_stride": output_stride} if output_stride != 32 else {}
+    if deep_stem:
+        options |= {"stem_type": "deep", "stem_width": 64}
+        if pretrained is True:
+            raise ValueError(f"There are no pretrained weights for {name!r} with a deep stem; use the plain one.")
+    try:
+        model = timm.create_model(name, pretrained=False, in_chans=in_channels, **options)
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"timm's {name!r} cannot be made with {options}: it is no network with these stages."
+        ) from error
     if pretrained is not False:
         path = _download(name) if pretrained is True else Path(pretrained)
         _load_backbone(model, _read(path), name, path, in_channels)

@@ -125,8 +125,9 @@ class HGBasicBlock(_HGBlock):
         """Return timm's ``BasicBlock`` with these weights, stride 1 and no dilation: the inverse of `from_block`."""
         from timm.models.resnet import BasicBlock
 
-        out = BasicBlock(self.conv1.in_channels, self.conv2.out_channels, downsample=_to_downsample(self.downsample))
-        return _load_block(out, self, ("conv1", "conv2"))
+        first, last = self.conv1.to_conv(), self.conv2.to_conv()
+        out = BasicBlock(first.in_channels, last.out_channels, downsample=_to_downsample(self.downsample))
+        return _load_block(out, self, {"conv1": first, "conv2": last})
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn2(conv2(act(bn1(conv1(z)))))``."""
@@ -191,8 +192,9 @@ class HGBottleneck(_HGBlock):
         """Return timm's ``Bottleneck`` with these weights, stride 1 and no dilation: the inverse of `from_block`."""
         from timm.models.resnet import Bottleneck
 
-        out = Bottleneck(self.conv1.in_features, self.conv2.out_channels, downsample=_to_downsample(self.downsample))
-        return _load_block(out, self, ("conv1", "conv2", "conv3"))
+        first, middle, last = _to_1x1(self.conv1), self.conv2.to_conv(), _to_1x1(self.conv3)
+        out = Bottleneck(first.in_channels, middle.out_channels, downsample=_to_downsample(self.downsample))
+        return _load_block(out, self, {"conv1": first, "conv2": middle, "conv3": last})
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn3(conv3(act(bn2(conv2(act(bn1(conv1(z))))))))``."""
@@ -268,28 +270,26 @@ def _to_1x1(linear: nn.Linear) -> nn.Conv2d:
     return conv
 
 
-def _to_pixels(part: Any) -> nn.Module:
-    """Return the layer on pixels with the weights of a layer on regions."""
-    if isinstance(part, nn.Linear):
-        return _to_1x1(part)
-    if isinstance(part, NodeBatchNorm):
-        return part.to_norm()
-    pixels: nn.Module = part.to_conv()
-    return pixels
-
-
 def _to_downsample(downsample: nn.Module | None) -> nn.Module | None:
     if downsample is None:
         return None
-    return nn.Sequential(*(_to_pixels(part) for part in downsample.children()))
+    parts: list[nn.Module] = []
+    for part in downsample.children():
+        if isinstance(part, nn.Linear):
+            parts.append(_to_1x1(part))
+        else:
+            assert isinstance(part, NodeBatchNorm)
+            parts.append(part.to_norm())
+    return nn.Sequential(*parts)
 
 
-def _load_block(block: nn.Module, regions: _HGBlock, convolutions: tuple[str, ...]) -> nn.Module:
-    """Give a block on pixels the layers of a block on regions."""
-    for name in convolutions:
-        setattr(block, name, _to_pixels(getattr(regions, name)))
-        norm = name.replace("conv", "bn")
-        setattr(block, norm, _to_pixels(getattr(regions, norm)))
+def _load_block(block: nn.Module, regions: _HGBlock, convolutions: dict[str, nn.Module]) -> nn.Module:
+    """Give a block on pixels its convolutions, and the normalisations and activation of a block on regions."""
+    for name, conv in convolutions.items():
+        setattr(block, name, conv)
+        norm = regions.get_submodule(name.replace("conv", "bn"))
+        assert isinstance(norm, NodeBatchNorm)
+        setattr(block, name.replace("conv", "bn"), norm.to_norm())
         setattr(block, name.replace("conv", "act"), copy.deepcopy(regions.act))
     block.training = regions.training
     return block

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["BACKENDS", "backend_of", "interpreting", "kernel", "missing_backend", "operator", "use_backend"]
+__all__ = ["BACKENDS", "autocast", "backend_of", "interpreting", "kernel", "missing_backend", "operator", "use_backend"]
 
 BACKENDS = ("torch", "triton")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,6 +113,18 @@ def use_backend(backend: str | None) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Return tensors in the precision of an active autocast, or as they are; float64 is never lowered."""
+    first = tensors[0]
+    assert first is not None
+    device = first.device.type
+    # the meta device, on which operations are counted, knows no autocast
+    if device == "meta" or not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def missing_backend(backend: str) -> str | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hggraph._check import check_ndim
 from hggraph.ops._distance import compute_dtype
+from hggraph.ops._library import autocast
 from hggraph.ops.segment import segment_reduce
 
 __all__ = ["deform_conv2d"]
@@ -65,6 +66,7 @@ def deform_conv2d(
     if offset.shape != expected:
         raise ValueError(f"`offset` must have shape (B, 2 k k, H', W') = {expected}, got {tuple(offset.shape)}.")
 
+    x, weight, bias = autocast(x, weight, bias)
     index, corner_weight = _corners(offset, (height, width), kernel_size, stride, padding, dilation)
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)  # a view for channels_last
     ptr = torch.arange(0, index.numel() + 1, 4, device=x.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hggraph._check import check_ndim
 from hggraph.ops._distance import compute_dtype
-from hggraph.ops._library import kernel, operator
+from hggraph.ops._library import autocast, kernel, operator
 from hggraph.ops._local_attention import attend, attend_backward
 from hggraph.ops._window import check_window, flat_offsets, readers
 
@@ -70,9 +70,7 @@ def local_attention(
     flat = flat_offsets(offsets)
     _check_tensors(q, k, v, bias, len(flat) // 2)
     check_window(q.shape[2:], flat, border)
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = autocast(q, k, v)
     scale = q.shape[1] ** -0.5 if scale is None else float(scale)
     out, _ = torch.ops.hggraph.local_attention(q, k, v, bias, flat, scale, border)
     return out

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hggraph._check import check_ndim, check_range
 from hggraph.ops._distance import compute_dtype
-from hggraph.ops._library import kernel, operator
+from hggraph.ops._library import autocast, kernel, operator
 from hggraph.ops._occupied import Occupied
 from hggraph.ops.segment import (
     csr_pointer,
@@ -90,7 +90,7 @@ def typed_aggregate(
     if normalize:
         degree = segment_reduce(coefficient, ptr).clamp(min=EPSILON)
         coefficient = coefficient / degree[key]
-    x, weight = autocast_pair(x, weight)
+    x, weight = autocast(x, weight)
     return torch.ops.hggraph.typed_aggregate(x, weight, coefficient.to(x.dtype), ptr, source.contiguous(), groups)
 
 
@@ -146,13 +146,6 @@ def check_weight(channels: int, weight: Tensor, groups: int) -> None:
             f"`weight` {tuple(weight.shape)} does not fit {channels} channels in {groups} groups: "
             "expected (K, C // groups, O) with C and O divisible by `groups`."
         )
-
-
-def autocast_pair(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        return (x, weight) if x.dtype == torch.float64 else (x.to(dtype), weight.to(dtype))
-    return x, weight
 
 
 def multiply(gathered: Tensor, weight: Tensor, groups: int) -> Tensor:

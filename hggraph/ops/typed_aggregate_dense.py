@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_ndim
-from hggraph.ops._library import kernel, operator
-from hggraph.ops.typed_aggregate import EPSILON, autocast_pair, check_weight, multiply, multiply_backward
+from hggraph.ops._library import autocast, kernel, operator
+from hggraph.ops.typed_aggregate import EPSILON, check_weight, multiply, multiply_backward
 
 __all__ = ["typed_aggregate_dense"]
 
@@ -52,7 +52,7 @@ def typed_aggregate_dense(
         raise ValueError(f"`adjacency` must have shape (B, K, T, R) = {expected}, got {tuple(adjacency.shape)}.")
     if normalize:
         adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=EPSILON)
-    x, weight = autocast_pair(x, weight)
+    x, weight = autocast(x, weight)
     return torch.ops.hggraph.typed_aggregate_dense(x, weight, adjacency.to(x.dtype), groups)
 
 

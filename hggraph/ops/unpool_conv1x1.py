@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph.ops._library import kernel, operator
+from hggraph.ops._library import autocast, kernel, operator
 from hggraph.ops.region_pool import check_assignment
 
 __all__ = ["unpool_conv1x1"]
@@ -48,10 +48,7 @@ def unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bia
         raise ValueError(f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}.")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"`bias` must have shape ({weight.shape[0]},), got {tuple(bias.shape)}.")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, z, weight = x.to(dtype), z.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, z, weight, bias = autocast(x, z, weight, bias)
     return torch.ops.hggraph.unpool_conv1x1(x, z, assignment, weight, bias)
 
 
