@@ -13,6 +13,8 @@ import torch
 import torch_geometric  # noqa: F401  (scripts its classes with the true torch.empty, not ours)
 
 torch.set_num_threads(2)
+with torch.device("cpu"):
+    torch.zeros(0)  # torch notes which functions `with torch.device` steers: the true ones, not those below
 
 # Off, whatever the environment says: a reference in TF32 is no reference.
 torch.backends.cuda.matmul.allow_tf32 = False

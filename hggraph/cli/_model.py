@@ -64,8 +64,6 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         dense, family, which = short[1] is None, short[2], short[3]
         args = [] if which is None else [int(which) if which.isdigit() else which]
         without: dict[str, Any] = {"hg_stages": ()} if family == "resnet" else {"hg": False}
-        if dense and family == "orientation":
-            without["attention"] = None
         return f"hg_{family}", args, without if dense else {}
     try:
         call = ast.parse(text, mode="eval").body

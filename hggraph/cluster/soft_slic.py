@@ -95,6 +95,12 @@ def nearest_centers(centers: Tensor, size: tuple[int, int]) -> Tensor:
 def _label_means(pixels: Tensor, label: Tensor, num_regions: int) -> Tensor:
     """Return the means of the pixels ``(B, C, P)`` of each label ``(B, P)``, shape ``(B, R, C)``."""
     batch = label.shape[0]
+    if torch.compiler.is_exporting():  # other runtimes know no segments
+        rows = pixels.transpose(1, 2)
+        index = label.unsqueeze(2)
+        total = rows.new_zeros(batch, num_regions, rows.shape[2]).scatter_add(1, index.expand_as(rows), rows)
+        count = rows.new_zeros(batch, num_regions, 1).scatter_add(1, index, torch.ones_like(rows[..., :1]))
+        return total / count
     label = (label + torch.arange(batch, device=label.device)[:, None] * num_regions).flatten()
     label, order = torch.sort(label, stable=True)
     rows = pixels.transpose(1, 2).flatten(0, 1)  # a view for channels_last

@@ -5,6 +5,7 @@ from hggraph.models._network import Regions as Regions
 from hggraph.models.convert import convert as convert
 from hggraph.models.count import Part as Part
 from hggraph.models.count import count as count
+from hggraph.models.export import export_onnx as export_onnx
 from hggraph.models.fold import fold_batch_norm as fold_batch_norm
 from hggraph.models.hg_detector import hg_detector as hg_detector
 from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet

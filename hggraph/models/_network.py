@@ -81,7 +81,8 @@ class SegmentationNetwork(nn.Module):
         batch, _, height, width = x.shape
         if attention is not None:
             check_attention(attention, (batch, height, width))
-        right, bottom = -width % self.multiple, -height % self.multiple
+        # no remainders: torch.compile cannot mix those of dynamic sizes with the factors of resizing
+        bottom, right = (-(-side // self.multiple) * self.multiple - side for side in (height, width))
         if right or bottom:
             x = F.pad(x, (0, right, 0, bottom))
             attention = None if attention is None else F.pad(attention, (0, right, 0, bottom))

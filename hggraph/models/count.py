@@ -56,7 +56,7 @@ def count(model: nn.Module, size: tuple[int, int], *, paper: bool = False, image
 
     Example:
         >>> from hggraph.models import hg_resnet
-        >>> total = count(hg_resnet(18, num_classes=5), (129, 129))[-1]
+        >>> total = count(hg_resnet(18, num_classes=5, aux=False), (129, 129))[-1]
         >>> round(total.parameters / 1e6, 2), total.macs > 1e9
         (12.16, True)
     """

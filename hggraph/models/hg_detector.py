@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from hggraph._check import check_positive
 from hggraph.cluster import region_graph
 from hggraph.cluster.importance import check_attention
 from hggraph.models._network import Clustered, Regions
@@ -20,6 +21,7 @@ __all__ = ["HGDetector", "hg_detector"]
 
 KINDS = ("faster_rcnn", "mask_rcnn")
 PYRAMID_CHANNELS = 256
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _Pyramid(nn.Module):
@@ -67,11 +69,16 @@ class HGDetector(nn.Module):
             masks, ``masks``.
 
         Raises:
-            ValueError: if targets are missing in training, or an attention map is of another size or outside [0, 1].
+            ValueError: if there is no image, targets are missing in training, a box has no area, or an attention map
+                is of another size or outside [0, 1].
         """
         detector = self.detector
         if self.training and targets is None:
             raise ValueError("`targets` must be given in training mode; call `.eval()` to detect.")
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none.")
+        for target in targets or ():
+            _check_boxes(target["boxes"])
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = detector.transform(list(images), targets)
         steering = None if attention is None else _batch_attention(attention, sizes, batch)
@@ -99,6 +106,8 @@ def hg_detector(
     max_size: int = 1333,
     score_threshold: float = 0.05,
     max_detections: int = 100,
+    image_mean: Sequence[float] = IMAGENET_MEAN,
+    image_std: Sequence[float] = IMAGENET_STD,
 ) -> HGDetector:
     """Make a Faster R-CNN or Mask R-CNN of torchvision, with a feature pyramid, on an HG-ResNet (HG-Conv Table 9).
 
@@ -113,6 +122,8 @@ def hg_detector(
         max_size: As far as their longer side then has at most so many.
         score_threshold: Least score of a detection, in [0, 1].
         max_detections: Most detections in an image.
+        image_mean: Mean of the images' channels, as many as the backbone takes.
+        image_std: Standard deviation of the images' channels.
 
     Returns:
         The detector; called as torchvision's, with attention maps beside the images if wanted.
@@ -131,12 +142,21 @@ def hg_detector(
 
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}, got {kind!r}.")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2, the background among them, got {num_classes!r}.")
+    check_positive("num_classes", num_classes, 2)  # the background is one
+    for name, value in (("min_size", min_size), ("max_size", max_size), ("max_detections", max_detections)):
+        check_positive(name, value)
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"`score_threshold` must be in [0, 1], got {score_threshold!r}.")
     trunk = resnet_trunk(50, output_stride=16) if backbone is None else backbone
     trunk = trunk.trunk if isinstance(trunk, HGResNet) else trunk
     if not isinstance(trunk, ResNetTrunk):
         raise ValueError(f"`backbone` must be an HGResNet or a ResNetTrunk, got {type(trunk).__name__}.")
+    channels = next(part.in_channels for part in trunk.stem.modules() if isinstance(part, nn.Conv2d))
+    if len(image_mean) != channels or len(image_std) != channels:
+        raise ValueError(
+            f"`image_mean` and `image_std` must have a value for each of the backbone's {channels} channels, got "
+            f"{len(image_mean)} and {len(image_std)}."
+        )
     pyramid = _Pyramid(trunk)
     levels = len(trunk.channels) + 1
     anchors = AnchorGenerator(tuple((32 * 2**i,) for i in range(levels)), ((0.5, 1.0, 2.0),) * levels)
@@ -149,12 +169,22 @@ def hg_detector(
         num_classes,
         min_size=min_size,
         max_size=max_size,
+        image_mean=list(image_mean),
+        image_std=list(image_std),
         rpn_anchor_generator=anchors,
         box_score_thresh=score_threshold,
         box_detections_per_img=max_detections,
         **pool,
     )
     return HGDetector(detector)
+
+
+def _check_boxes(boxes: Tensor) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"`boxes` must have shape (N, 4), got {tuple(boxes.shape)}.")
+    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if empty.any():
+        raise ValueError(f"`boxes` must be (x1, y1, x2, y2) with x1 < x2 and y1 < y2, got {boxes[empty][0].tolist()}.")
 
 
 def _batch_attention(attention: Sequence[Tensor], sizes: list[tuple[int, int]], batch: Any) -> Tensor:

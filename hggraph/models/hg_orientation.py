@@ -88,14 +88,16 @@ class _Stack(nn.Module):
         self.units = nn.ModuleList(
             [nn.Sequential(*residual_unit(channels, channels), *_conv_norm_act(channels, channels, 1)) for _ in tasks]
         )
-        self.scores = nn.ModuleList([nn.Conv2d(channels, number, 1) for number in classes])
-        ahead = [*(nn.Conv2d(channels, channels, 1) for _ in tasks), *(nn.Conv2d(n, channels, 1) for n in classes)]
-        self.ahead = nn.ModuleList([] if last else ahead)
+        # the last stack's features go to the heads, nothing goes ahead
+        scored = [] if last else classes
+        self.scores = nn.ModuleList([nn.Conv2d(channels, number, 1) for number in scored])
+        ahead = [*(nn.Conv2d(channels, channels, 1) for _ in scored), *(nn.Conv2d(n, channels, 1) for n in scored)]
+        self.ahead = nn.ModuleList(ahead)
 
     def forward(
         self, x: Tensor, attention: Tensor | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Clustered]]:
-        """Return the next stack's input, features and scores of the tasks, and what was clustered."""
+        """Return the next stack's input, features and scores of the tasks (none of the last), and what was clustered."""
         maps: list[Tensor] = []
         clustered: list[Clustered] = []
         for branch in self.branches:
@@ -103,7 +105,7 @@ class _Stack(nn.Module):
             maps = [a + b for a, b in zip(maps, found, strict=True)] if maps else found
             clustered += [] if regions is None else [regions]
         features = [unit(y) for unit, y in zip(self.units, maps, strict=True)]
-        scores = [score(y) for score, y in zip(self.scores, features, strict=True)]
+        scores = [score(y) for score, y in zip(self.scores, features, strict=False)]
         for layer, y in zip(self.ahead, features + scores, strict=False):
             x = x + layer(y)
         return x, features, scores, clustered
@@ -127,6 +129,7 @@ class HGOrientation(SegmentationNetwork):
         plus: bool,
     ) -> None:
         super().__init__(in_channels, num_classes)
+        self.multiple = 1 if plus else 4  # what the heads grow back
         self.attention = attention
         self.attention_class = check_focus(attention, None, num_classes)
         classes = [num_classes, num_orientations]
@@ -161,9 +164,9 @@ class HGOrientation(SegmentationNetwork):
         for i, stack in enumerate(self.stacks):
             x, features, scores, clustered = stack(x, steering)
             found += [c._replace(name=f"stack {i + 1}, branch {j + 1}") for j, c in enumerate(clustered)]
-            if attention is None:
+            if scores and attention is None:
                 steering = focus(scores[0], self.attention, self.attention_class)
-            if self.training and i < len(self.stacks) - 1:
+            if scores and self.training:
                 suffix = "" if i == 0 else f"_{i + 1}"
                 logits |= {f"aux{suffix}": scores[0], f"aux_orientation{suffix}": scores[1]}
         results = {task: head(y) for task, head, y in zip(TASKS, self.heads, features, strict=True)}
@@ -195,7 +198,7 @@ def hg_orientation(
 
     Args:
         num_classes: Classes of roads, the last one to be attended to; 1 stands for a probability by a sigmoid.
-        hg: False makes the dense network; `attention` then has to be None.
+        hg: False makes the dense network, in which nothing is steered.
         plus: The first convolution has stride 1 and there is no max-pooling; maps start at full size instead of a
             quarter.
         attention: ``"object"``, ``"uncertainty"`` or None, from the second stack on.
@@ -228,8 +231,6 @@ def hg_orientation(
     sizes = {"channels": channels, "stacks": stacks, "branches": branches, "depth": depth}
     for name, value in (sizes | {"num_orientations": num_orientations}).items():
         check_positive(name, value)
-    if not hg and attention is not None:
-        raise ValueError(f"`attention` steers regions; with hg=False it must be None, got {attention!r}.")
     if hg and clusterer is None:
         clusterer = SoftSLIC(16, iterations=1)
     return HGOrientation(
@@ -241,7 +242,7 @@ def hg_orientation(
         branches=branches,
         depth=depth,
         clusterer=clusterer if hg else None,
-        attention=attention,
+        attention=attention if hg else None,
         plus=plus,
     )
 

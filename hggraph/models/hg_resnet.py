@@ -253,7 +253,7 @@ def _timm_name(depth: int | str, stem: str | None) -> tuple[str, bool]:
         if stem is not None:
             raise ValueError(f"`stem` must be None when `depth` is a name of timm's, which says it, got {stem!r}.")
         return depth, False
-    if depth not in DEPTHS:
+    if not isinstance(depth, int) or depth not in DEPTHS:
         raise ValueError(f"`depth` must be one of {DEPTHS} or a name of timm's, got {depth!r}.")
     if stem not in (None, "plain", "deep"):
         raise ValueError(f"`stem` must be 'plain', 'deep' or None, got {stem!r}.")

@@ -146,15 +146,16 @@ def hg_resunet(
         >>> net(torch.rand(1, 3, 50, 64))["out"].shape
         torch.Size([1, 1, 50, 64])
     """
-    if depth not in DEPTHS:
+    if not isinstance(depth, int) or depth not in DEPTHS:
         raise ValueError(f"`depth` must be one of {DEPTHS}, got {depth!r}.")
+    check_focus(attention, attention_class, num_classes)
+    if not hg and attention is not None:
+        raise ValueError(f"`attention` steers regions; with hg=False it must be None, got {attention!r}.")
     resnet = create_backbone(
         f"resnet{depth}", pretrained=pretrained, in_channels=in_channels, output_stride=32 if plus else 8
     )
     if plus:
         resnet.conv1.stride = (1, 1)
-    if not hg and attention is not None:
-        raise ValueError(f"`attention` steers regions; with hg=False it must be None, got {attention!r}.")
     if hg and clusterer is None:
         clusterer = SoftSLIC(16, iterations=1) if plus else SoftSLIC(4, iterations=1, oversample=4)
     return HGResUNet(
@@ -185,8 +186,8 @@ def check_focus(attention: str | None, attention_class: int | None, num_classes:
     if attention not in ATTENTIONS:
         raise ValueError(f"`attention` must be one of {ATTENTIONS}, got {attention!r}.")
     attention_class = num_classes - 1 if attention_class is None else attention_class
-    if not 0 <= attention_class < num_classes:
-        raise ValueError(f"`attention_class` must be in [0, {num_classes}), got {attention_class}.")
+    if not isinstance(attention_class, int) or not 0 <= attention_class < num_classes:
+        raise ValueError(f"`attention_class` must be a class in [0, {num_classes}), got {attention_class}.")
     return attention_class
 
 

@@ -14,13 +14,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["BACKENDS", "autocast", "backend_of", "interpreting", "kernel", "missing_backend", "operator", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "OpenOperators",
+    "autocast",
+    "backend_of",
+    "interpreting",
+    "kernel",
+    "missing_backend",
+    "operator",
+    "use_backend",
+]
 
 BACKENDS = ("torch", "triton")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _forced: ContextVar[str | None] = ContextVar("hggraph_backend", default=None)
+_bodies: dict[Any, Callable[..., Any]] = {}  # of the operators, by what torch.ops calls them
 _log = logging.getLogger("hggraph")
 
 
@@ -56,11 +68,13 @@ def operator(
 
         op = torch.library.custom_op(f"hggraph::{name}", without_autocast, mutates_args=())
         op.register_fake(fake)
+        packet = getattr(torch.ops.hggraph, name)
+        _bodies.update({packet: without_autocast, packet.default: without_autocast})
         if backward is not None:
             run, setup = _same_backend(backward, setup_context)
             op.register_autograd(run, setup_context=setup)
         if flops is not None:
-            register_flop_formula(getattr(torch.ops.hggraph, name))(flops)
+            register_flop_formula(packet)(flops)
         return op
 
     return register
@@ -113,6 +127,27 @@ def use_backend(backend: str | None) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+class OpenOperators(TorchFunctionMode):
+    """Inside the ``with`` block operators are not opaque: what they compute is traced as PyTorch's own operations.
+
+    For exporters to runtimes that do not know hggraph; without gradients, and with the backend ``"torch"``.
+
+    Example:
+        >>> import torch
+        >>> with OpenOperators():
+        ...     torch.ops.hggraph.region_unpool(torch.ones(1, 1, 1), torch.ones(1, 1, 2))
+        tensor([[[1., 1.]]])
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Call the body of an operator in its place."""
+        body = _bodies.get(func)
+        if body is None:
+            return func(*args, **(kwargs or {}))
+        with use_backend("torch"):
+            return body(*args, **(kwargs or {}))
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -123,16 +123,16 @@ def _tie(dtype: torch.dtype) -> float:
 
 def clean_up(raw: Tensor, noise_cancel: bool, max_direction: bool, center: int | None) -> Tensor:
     """Cancel, filter and choose directions of raw products ``(B, K, R, R)``; overwrites `raw`."""
+    own = torch.eye(raw.shape[2], dtype=torch.bool, device=raw.device)
     if noise_cancel:
         raw = (raw - raw.transpose(2, 3)).clamp_(min=0)
-    raw.masked_fill_(raw < FILTER, 0)
-    raw.diagonal(dim1=2, dim2=3).zero_()
+    raw.masked_fill_((raw < FILTER) | own, 0)
     if center is not None:
         raw[:, center] = 0
     if max_direction:
         raw = raw * strongest_direction(raw)
     if center is not None:
-        raw[:, center].diagonal(dim1=1, dim2=2).fill_(1)
+        raw[:, center] = own.to(raw.dtype)
     return raw
 
 

@@ -255,3 +255,13 @@ def test_repr():
     assert repr(candidate_assignment(1, 6, (4, 5), 2)) == (
         "Assignment(batch_size=1, size=(4, 5), regions=6, candidates=2)"
     )
+
+
+def test_unpool_conv_errors():
+    s = Assignment(torch.rand(1, 3, 12).softmax(1), (3, 4))
+    x, z = torch.rand(1, 2, 3, 4), torch.rand(1, 3, 5)
+    for weight in (torch.rand(4, 6, 3, 3), torch.rand(4, 7, 2, 2), torch.rand(4, 7, 3, 1)):
+        with pytest.raises(ValueError, match=r"`weight` must have shape \(O, 7, k, k\) with odd k"):
+            s.unpool_conv(x, z, weight)
+    with pytest.raises(ValueError, match=r"`weight` must have shape \(O, C \+ D, k, k\)"):
+        s.unpool_conv(x, z, torch.rand(4, 7))

@@ -34,14 +34,28 @@ def test_one_region_per_pixel_is_the_dense_stage(name):
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("candidates", [None, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_fuse_is_a_convolution_of_the_concatenation(bias, layout):
-    fuse = nn.Conv2d(6 + 8, 7, 1, bias=bias)
-    stage = small_stage(fuse=fuse).double().eval()
-    x = torch.randn(2, 6, 9, 7, dtype=torch.float64).to(memory_format=layout)
+def test_fuse_is_a_convolution_of_the_concatenation(bias, size, candidates, layout):
+    fuse = nn.Conv2d(6 + 8, 7, size, padding="same", bias=bias)
+    stage = small_stage(SoftSLIC(num_regions=5, candidates=candidates), fuse=fuse).double().eval()
+    x = torch.randn(2, 6, 9, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     fused = stage(x)
     stage.fuse = None
-    torch.testing.assert_close(fused, fuse(torch.cat([x, stage(x)], 1)), **close)
+    expected = fuse(torch.cat([x, stage(x)], 1))
+    torch.testing.assert_close(fused, expected, **close)
+    cotangent = torch.randn_like(expected)
+    (ours,), (theirs,) = torch.autograd.grad(fused, x, cotangent), torch.autograd.grad(expected, x, cotangent)
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)  # sums in another order
+
+
+def test_fuse_takes_another_map():
+    stage = small_stage(fuse=nn.Conv2d(3 + 8, 7, 1)).double().eval()
+    x, skip = torch.randn(2, 6, 9, 7, dtype=torch.float64), torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    fused, fuse = stage(x, skip=skip), stage.fuse
+    stage.fuse = None
+    torch.testing.assert_close(fused, fuse(torch.cat([skip, stage(x)], 1)), **close)
 
 
 def test_batch_is_its_images():
@@ -131,8 +145,17 @@ def test_candidates():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="ungrouped 1x1 convolution"):
-        small_stage(fuse=nn.Conv2d(14, 7, 3, padding=1))
+    for wrong in (
+        nn.Conv2d(14, 7, 3),
+        nn.Conv2d(14, 7, 2, padding="same"),
+        nn.Conv2d(14, 7, 1, stride=2),
+        nn.Conv2d(14, 7, 3, padding=2, dilation=2),
+        nn.Conv2d(14, 7, 3, padding=1, padding_mode="reflect"),
+    ):
+        with pytest.raises(ValueError, match="ungrouped 1x1 convolution, or a k x k one with odd k"):
+            small_stage(fuse=wrong)
+    with pytest.raises(ValueError, match="Only HGBasicBlock and HGBottleneck have a form on pixels, got ReLU"):
+        HGStage([nn.ReLU()], SoftSLIC()).to_stage()
     with pytest.raises(ValueError, match="at least one block"):
         HGStage.from_stage([])
     stage = small_stage(SoftSLIC(num_regions=50))

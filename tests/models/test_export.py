@@ -1,0 +1,56 @@
+"""The ONNX file gives what the network gives."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from hggraph import SoftSLIC, ops
+from hggraph.models import export_onnx, hg_resnet, hg_resunet
+from hggraph.ops._library import OpenOperators
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hg_resnet(18, num_classes=3).eval(),
+        lambda: hg_resnet(18, num_classes=3).eval().fold(),
+        lambda: hg_resunet(18, plus=True, attention="object", aux=True).eval(),
+    ],
+)
+def test_onnx(make, tmp_path):
+    net, x = make(), torch.randn(2, 3, 64, 73)
+    path = tmp_path / "net.onnx"
+    assert export_onnx(net, path, (64, 73), batch_size=2) == ["out"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {"image": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(out), net(x)["out"], rtol=1e-3, atol=1e-5)
+
+
+def test_errors(tmp_path):
+    net = hg_resnet(18, clusterer=SoftSLIC(candidates=9))
+    with pytest.raises(ValueError, match="must be in eval mode"):
+        export_onnx(net, tmp_path / "net.onnx", (64, 64))
+    with pytest.raises(ValueError, match="must cluster without `candidates`"):
+        export_onnx(net.eval(), tmp_path / "net.onnx", (64, 64))
+    with pytest.raises(ValueError, match=r"must end in .onnx"):
+        export_onnx(net, tmp_path / "net.pt", (64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_open_operators_compute_the_same():
+    x, z, s = torch.rand(1, 2, 6), torch.rand(1, 3, 2), torch.rand(1, 3, 6).softmax(1)
+    runs = [
+        (lambda x: ops.region_pool(x, s), x),
+        (lambda s: ops.region_adjacency(s, (2, 3), [(0, 1), (0, -1), (0, 0)]), s),
+        (lambda x: ops.soft_assign(x, z), x),
+        (lambda z: ops.centre_update(x, z)[0], z),
+    ]
+    for run, given in runs:
+        want = run(given)
+        with OpenOperators():
+            graph = make_fx(run)(given)
+        assert not any("hggraph" in str(node.target) for node in graph.graph.nodes)
+        torch.testing.assert_close(graph(given), want)
