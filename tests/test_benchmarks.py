@@ -10,6 +10,7 @@ from hggraph.benchmarks import (
     _measure,
     bench_hg_stage,
     bench_local_attention,
+    bench_networks,
     bench_region_graph,
     bench_segment,
     bench_soft_slic,
@@ -57,6 +58,12 @@ def test_case(case, ratios, absent, agreement, tmp_path, capsys):
     assert report["absent"][absent].startswith("left out: --")
     assert agreement in [entry["what"] for entry in report["agreements"]]
     assert f"agreement: {agreement}" in capsys.readouterr().out
+
+
+def test_networks(tmp_path, capsys):
+    assert bench_networks.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert len(found(tmp_path / "out.json")) == 9
+    assert "HG network, one region per pixel = dense network, float64" in capsys.readouterr().out
 
 
 def test_region_graph(tmp_path, capsys, monkeypatch):

@@ -97,7 +97,7 @@ class _Stack(nn.Module):
     def forward(
         self, x: Tensor, attention: Tensor | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Clustered]]:
-        """Return the next stack's input, features and scores of the tasks (none of the last), and what was clustered."""
+        """Return the next input, the tasks' features and scores (none of the last stack), and what was clustered."""
         maps: list[Tensor] = []
         clustered: list[Clustered] = []
         for branch in self.branches:
