@@ -1,4 +1,4 @@
-"""The README's example runs, links lead somewhere, and no file names a path of one machine."""
+"""The README's examples and those of the docs run, links lead somewhere, and no file names a path of one machine."""
 
 import os
 import re
@@ -22,10 +22,11 @@ def repository_files() -> list[Path]:
     return [ROOT / name for name in out.split("\0") if (ROOT / name).is_file()]
 
 
-def test_readme_example_runs(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
-    assert examples, "README.md has no ```python example"
+@pytest.mark.parametrize("name", ["README.md", "docs/models.md"])
+def test_examples_run(name, tmp_path):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert examples, f"{name} has no ```python example"
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     for example in examples:

@@ -29,6 +29,8 @@ PACKAGES = {
     "networkx": None,
     "timm": "models",
     "torchvision": "models",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "lightning": "train",
     "torchmetrics": "metrics",
     "scikit-learn": "sklearn",

@@ -1,5 +1,6 @@
 """Pictures of what the clustering and the region graph do to an image."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
+from hggraph.viz.focus_figure import focus_figure as focus_figure
+from hggraph.viz.page import save_figure as save_figure
 from hggraph.viz.region_figure import region_figure as region_figure
-from hggraph.viz.region_figure import save_figure as save_figure

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hggraph.graph import RegionAdjacency
+from hggraph.graph import Assignment, RegionAdjacency
 from hggraph.stencil import Stencil
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "border_segments",
     "direction_colors",
     "majority",
+    "mean_positions",
+    "seed_positions",
     "shown_directions",
     "strongest_neighbors",
 ]
@@ -50,6 +52,20 @@ def direction_colors(stencil: Stencil) -> list[str]:
             red, green, blue = colorsys.hsv_to_rgb(math.atan2(dy, dx) / math.tau % 1, 0.8, 0.75)
             colors.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
     return colors
+
+
+def mean_positions(assignment: Assignment) -> Floats:
+    """Return the mean (x, y) of each region of one image, shape ``(R, 2)``, in pixels of what was clustered."""
+    area = assignment.area
+    y, x = torch.meshgrid(*(torch.arange(n, device=area.device) for n in assignment.size), indexing="ij")
+    return assignment.pool(torch.stack([x, y])[None].to(area.dtype))[0].cpu().numpy()
+
+
+def seed_positions(assignment: Assignment) -> Floats:
+    """Return (x, y) of the pixels where the regions of one image began, shape ``(R, 2)``."""
+    assert assignment.seeds is not None
+    flat, width = assignment.seeds[0].cpu(), assignment.size[1]
+    return torch.stack([flat % width, flat // width], 1).numpy()
 
 
 def strongest_neighbors(adjacency: RegionAdjacency, directions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

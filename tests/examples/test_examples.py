@@ -64,3 +64,11 @@ def test_compare_convolutions_over_seeds():
     example = load("03_compare_convolutions")
     table = example.main(epochs=1, seeds=2, convolutions=["GCNConv (PyG)"])
     assert "±" in next(iter(table.columns[1].cells))
+
+
+def test_networks_on_regions(tmp_path, capsys):
+    load("04_networks_on_regions").main(out=tmp_path / "new")
+    out = capsys.readouterr()
+    assert "stages 3 and 4 on regions" in out.out and "folded, they differ by" in out.out and not out.err
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (tmp_path / "new" / "networks_on_regions.png").stat().st_size > 10_000

@@ -157,9 +157,10 @@ def test_fuse_must_keep_the_size():
         nn.Conv2d(4, 4, 1, padding=1),
         nn.Conv2d(4, 4, 1, stride=2),
         nn.Conv2d(4, 4, 1, groups=2),
-        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 2, padding=1),
     ):
-        with pytest.raises(ValueError, match="`fuse` must be an ungrouped 1x1 convolution of stride 1"):
+        with pytest.raises(ValueError, match="`fuse` must be an ungrouped 1x1 convolution, or a k x k one with odd k"):
             HGStage([HGBasicBlock(2, 2)], SoftSLIC(), fuse=fuse)
     fuse = nn.Conv2d(5, 3, 1, padding="same")
     assert HGStage([HGBasicBlock(2, 3)], SoftSLIC(8), fuse=fuse)(torch.rand(1, 2, 5, 6)).shape[1] == 3

@@ -1,0 +1,74 @@
+"""The figure of active focus counts and places centres right, for images and for maps of any stride."""
+
+import numpy as np
+import pytest
+import torch
+
+from hggraph import Assignment, SoftSLIC
+from hggraph.viz import focus_figure, save_figure
+
+pytest.importorskip("matplotlib", reason="needs the extra `viz`")
+
+
+def pair(image: torch.Tensor, attention: torch.Tensor, regions: int = 8) -> tuple[Assignment, Assignment]:
+    clusterer = SoftSLIC(num_regions=regions, feature_scale="photo").eval()
+    return clusterer(image[None]), clusterer(image[None], attention[None])
+
+
+def titles(figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+@pytest.fixture
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    attention = torch.zeros(24, 32)
+    attention[12:, 16:] = 1
+    return torch.rand(3, 24, 32), attention
+
+
+def test_centres_move_to_the_attention(scene, tmp_path):
+    image, attention = scene
+    figure = focus_figure(image, *pair(image, attention), attention)
+    save_figure(figure, tmp_path / "focus.png", dpi=30)
+    without, steered, *regions = titles(figure)
+    assert regions == ["8 regions in their mean colours"] * 2
+    counted = [int(title.split(", ")[1].split()[0]) for title in (without, steered)]
+    shown = [np.asarray(axes.collections[0].get_offsets()) for axes in figure.axes[:2]]
+    assert [len(at) for at in shown] == [8, 8]
+    assert counted == [int(((at[:, 0] >= 16) & (at[:, 1] >= 12)).sum()) for at in shown]
+    assert counted[1] > counted[0]
+    assert [len(axes.images) for axes in figure.axes] == [1, 2, 1, 1]  # attention lies over one photo
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [((96, 128), 8), ((97, 65), 8), ((100, 128), 4), ((33, 33), 8), ((9, 40), 1)]
+)
+def test_maps_of_a_network(size, stride):
+    small = tuple(-(-side // stride) for side in size)
+    labels = torch.arange(small[1]).expand(1, *small) // (small[1] // 2 + 1)
+    regions = Assignment.from_labels(labels, 2)
+    image = torch.zeros(1, *size)
+    image[:, :, (small[1] // 2 + 1) * stride :] = 1
+    figure = focus_figure(image, regions, regions, torch.zeros(size))
+    assert titles(figure)[0] == "Without attention: 2 centres, 0 where it is above 0.5"
+    picture = figure.axes[2].images[0].get_array()
+    assert picture.shape == (*small, 3)
+    assert picture[:, 0].max() == 0 and picture[:, -1].min() == 1  # the mean colours of either side
+    (border,) = figure.axes[2].patches
+    assert set(border.get_path().vertices[:, 0]) == {(small[1] // 2 + 1) * stride - 0.5}
+
+
+def test_bad_input(scene):
+    image, attention = scene
+    before, after = pair(image, attention)
+    with pytest.raises(ValueError, match="`attention` must have the image's size"):
+        focus_figure(image, before, after, attention[1:])
+    with pytest.raises(ValueError, match="must be of one image and map"):
+        focus_figure(image, before, Assignment.from_labels(torch.zeros(1, 3, 4, dtype=torch.long), 1), attention)
+    two = Assignment.from_labels(torch.zeros(2, 24, 32, dtype=torch.long), 1)
+    with pytest.raises(ValueError, match="must be of one image and map"):
+        focus_figure(image, two, two, attention)
+    with pytest.raises(ValueError, match="smaller map"):
+        focus_figure(image[:, :12], before, after, attention[:12])
+    with pytest.raises(ValueError, match="`image` must be floating point"):
+        focus_figure(image.byte(), before, after, attention)
