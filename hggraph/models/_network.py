@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Self
 
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Clustered(NamedTuple):
     assignment: Assignment
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(nn.Module, ABC):
     """A network from images to logits of their size: checks, padding, upsampling, the dict that it returns.
 
     Args:
@@ -54,9 +55,9 @@ class SegmentationNetwork(nn.Module):
         self.in_channels = in_channels
         self.num_classes = num_classes
 
+    @abstractmethod
     def predict(self, x: Tensor, attention: Tensor | None) -> tuple[dict[str, Any], list[Clustered]]:
         """Return named logits at any size, and what was clustered, of a padded image ``(B, in_channels, H, W)``."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, attention: Tensor | None = None, return_regions: bool = False) -> dict[str, Any]:
         """Segment images.

@@ -10,6 +10,7 @@ from hggraph import HGStage, SoftSLIC
 from hggraph.models import hg_detector, hg_resnet
 from hggraph.models.hg_resnet import resnet_trunk
 from hggraph.nn.hg_block import NodeBatchNorm
+from tests.models.norms import randomise_norms
 
 
 class FeaturesOnly(nn.Module):
@@ -76,11 +77,7 @@ def test_dense_is_torchvisions(training):
 
 @pytest.mark.parametrize("hg_stages", [(4,), (3, 4), ()])
 def test_fold(hg_stages):
-    detector = small(hg_stages=hg_stages).double().eval()
-    for part in detector.modules():
-        if isinstance(part, nn.BatchNorm2d | NodeBatchNorm):
-            for value in (part.running_mean, part.running_var, part.weight, part.bias):
-                nn.init.uniform_(value, 0.5, 1.5)
+    detector = randomise_norms(small(hg_stages=hg_stages)).double().eval()
     folded, (images, _) = detector.fold(), sample((64, 80), dtype=torch.float64)
     torch.testing.assert_close(folded(images), detector(images), rtol=1e-9, atol=1e-9)
     assert not any(isinstance(part, nn.BatchNorm2d | NodeBatchNorm) for part in folded.modules())

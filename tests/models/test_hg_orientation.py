@@ -11,19 +11,12 @@ from hggraph.models import hg_orientation
 from hggraph.models._network import resize_attention
 from hggraph.models.hg_resunet import focus
 from hggraph.nn.hg_block import NodeBatchNorm
+from tests.models.norms import randomise_norms
 
 
 def small(**options):
     regions = {"clusterer": SoftSLIC(4)} if options.get("hg", True) else {"attention": None}
     return hg_orientation(**{"channels": 8, "depth": 1, "num_orientations": 5} | regions | options)
-
-
-def randomise_norms(net):
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d | NodeBatchNorm):
-            for value in (part.running_mean, part.running_var, part.weight, part.bias):
-                nn.init.uniform_(value, 0.5, 1.5)
-    return net
 
 
 def log_clusterings(net):

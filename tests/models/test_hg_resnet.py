@@ -10,22 +10,13 @@ from torch import nn
 from hggraph import HGStage, SoftSLIC
 from hggraph.models import hg_resnet
 from hggraph.nn import DeformConv2d
+from tests.models.norms import randomise_norms
 
 close = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def millions(model):
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
-
-
-def scatter_statistics(model):
-    """Give normalisations statistics that matter."""
-    for name, value in model.named_buffers():
-        if name.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
-    return model
 
 
 def test_published_parameters():
@@ -41,7 +32,7 @@ def test_published_parameters():
 def test_one_region_per_pixel_is_the_dense_network(depth, hg_stages):
     """The stages on regions are then those of stride and dilation 1, and the 1x1 sees their concatenation."""
     pixels = SoftSLIC(num_regions=35, feature_scale=1e4)  # so far apart that assignments are hard
-    net = scatter_statistics(hg_resnet(depth, "dilation", hg_stages, 5, clusterer=pixels)).double().eval()
+    net = randomise_norms(hg_resnet(depth, "dilation", hg_stages, 5, clusterer=pixels)).double().eval()
     x = torch.randn(2, 3, 37, 50, dtype=torch.float64)
     on_pixels = net.trunk.hg.to_stage().eval()
     with torch.no_grad():
@@ -56,7 +47,7 @@ def test_one_region_per_pixel_is_the_dense_network(depth, hg_stages):
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_weights_go_to_regions_and_back(depth):
-    stage = scatter_statistics(hg_resnet(depth, hg_stages=()).trunk.stages[3])
+    stage = randomise_norms(hg_resnet(depth, hg_stages=()).trunk.stages[3])
     back = HGStage.from_stage(stage).to_stage()
     want = stage.state_dict()
     assert back.state_dict().keys() == want.keys()
@@ -72,7 +63,7 @@ def test_weights_go_to_regions_and_back(depth):
     [(18, "dilation", (4,)), (34, "dcn", (4,)), (50, "dilation", (3, 4)), (50, "dcn", ()), (18, "dilation", ())],
 )
 def test_folded_network_is_the_network(depth, variant, hg_stages):
-    net = scatter_statistics(hg_resnet(depth, variant, hg_stages, 5, clusterer=SoftSLIC(16))).double().eval()
+    net = randomise_norms(hg_resnet(depth, variant, hg_stages, 5, clusterer=SoftSLIC(16))).double().eval()
     folded = net.fold()
     assert not any("BatchNorm" in type(part).__name__ for part in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
@@ -127,7 +118,7 @@ def test_attention_moves_the_centres():
 
 
 def test_batch_is_its_images():
-    net = scatter_statistics(hg_resnet(18, num_classes=4)).double().eval()
+    net = randomise_norms(hg_resnet(18, num_classes=4)).double().eval()
     x = torch.randn(3, 3, 72, 80, dtype=torch.float64)
     with torch.no_grad():
         one_by_one = torch.cat([net(image[None])["out"] for image in x])

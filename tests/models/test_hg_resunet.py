@@ -12,14 +12,7 @@ from hggraph.models import fold_batch_norm, hg_resunet
 from hggraph.models._network import resize_attention
 from hggraph.models.hg_resunet import focus
 from hggraph.nn.hg_block import NodeBatchNorm
-
-
-def randomise_norms(net):
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d | NodeBatchNorm):
-            for value in (part.running_mean, part.running_var, part.weight, part.bias):
-                nn.init.uniform_(value, 0.5, 1.5)
-    return net
+from tests.models.norms import randomise_norms
 
 
 def count_in_corner(out):
