@@ -40,6 +40,12 @@ def test_centres_move_to_the_attention(scene, tmp_path):
     assert [len(axes.images) for axes in figure.axes] == [1, 2, 1, 1]  # attention lies over one photo
 
 
+def columns_of_mass(width: int) -> list[float]:
+    """Return the mean columns of a map's two halves, the left one never narrower."""
+    left = width // 2 + 1
+    return [(left - 1) / 2, (left + width - 1) / 2]
+
+
 @pytest.mark.parametrize(
     ("size", "stride"), [((96, 128), 8), ((97, 65), 8), ((100, 128), 4), ((33, 33), 8), ((9, 40), 1)]
 )
@@ -51,6 +57,9 @@ def test_maps_of_a_network(size, stride):
     image[:, :, (small[1] // 2 + 1) * stride :] = 1
     figure = focus_figure(image, regions, regions, torch.zeros(size))
     assert titles(figure)[0] == "Without attention: 2 centres, 0 where it is above 0.5"
+    centers = np.asarray(figure.axes[0].collections[0].get_offsets())
+    expected = [(at * stride, (small[0] - 1) / 2 * stride) for at in columns_of_mass(small[1])]
+    np.testing.assert_allclose(centers, np.minimum(expected, (size[1] - 1, size[0] - 1)))
     picture = figure.axes[2].images[0].get_array()
     assert picture.shape == (*small, 3)
     assert picture[:, 0].max() == 0 and picture[:, -1].min() == 1  # the mean colours of either side
