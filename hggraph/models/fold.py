@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hggraph.nn import DeformConv2d, DenseHGConv, HGConv
-from hggraph.nn.hg_block import NodeBatchNorm
 
 __all__ = ["compose_convs", "fold_batch_norm"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 # axis of the weight that holds the outputs
 _OUTPUT_AXIS: dict[type[nn.Module], int] = {
@@ -49,7 +50,7 @@ def fold_batch_norm(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for layer, name in _pairs(parent):
             norm = parent.get_submodule(name)
-            assert isinstance(norm, nn.BatchNorm2d | NodeBatchNorm)
+            assert isinstance(norm, _NORMS)
             if norm.training:
                 raise ValueError("`module` must be in eval mode to be folded; call `.eval()` first.")
             if norm.running_mean is None:  # statistics of each batch: no fixed function
@@ -99,8 +100,8 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[Any, str]]:
     for name, previous in before.items():
         layer = _last(children.get(previous))
         norm = children[name]
-        plain = isinstance(norm, NodeBatchNorm) or type(norm).forward is nn.BatchNorm2d.forward
-        if layer is not None and isinstance(norm, nn.BatchNorm2d | NodeBatchNorm) and plain:
+        # a subclass may also activate, for example timm's BatchNormAct2d
+        if layer is not None and any(type(norm).forward is kind.forward for kind in _NORMS):
             yield layer, name
 
 

@@ -15,48 +15,6 @@ from hggraph.stencil import Stencil
 __all__ = ["HGBasicBlock", "HGBottleneck"]
 
 
-class NodeBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over nodes: shape ``(B, R, C)``, statistics over images and regions.
-
-    Its ``state_dict`` is that of ``BatchNorm2d``.
-
-    Example:
-        >>> import torch
-        >>> NodeBatchNorm(4)(torch.rand(2, 3, 4)).shape
-        torch.Size([2, 3, 4])
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise; see the class for shapes."""
-        return super().forward(input.flatten(0, -2)).view_as(input)
-
-    @classmethod
-    def from_norm(cls, norm: nn.Module) -> NodeBatchNorm:
-        """Take over parameters and statistics of a ``BatchNorm2d``.
-
-        Raises:
-            ValueError: for any other normalisation.
-        """
-        # a subclass may also activate, for example timm's BatchNormAct2d
-        if not isinstance(norm, nn.BatchNorm2d) or type(norm).forward is not nn.BatchNorm2d.forward:
-            raise ValueError(f"Only BatchNorm2d can be carried over to nodes, got {type(norm).__name__}.")
-        out = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        for reference in (norm.weight, norm.running_mean):
-            if reference is not None:
-                out.to(reference)
-        out.load_state_dict(norm.state_dict())
-        return out.train(norm.training)
-
-    def to_norm(self) -> nn.BatchNorm2d:
-        """Return the ``BatchNorm2d`` with these parameters and statistics, the inverse of `from_norm`."""
-        out = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
-        for reference in (self.weight, self.running_mean):
-            if reference is not None:
-                out.to(reference)
-        out.load_state_dict(self.state_dict())
-        return out.train(self.training)
-
-
 class _HGBlock(nn.Module):
     """A residual block on regions: its residual branch is added to the (projected) input."""
 
@@ -69,7 +27,7 @@ class _HGBlock(nn.Module):
 
     def forward(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Map region features ``(B, R, C)`` to ``(B, R, C')``."""
-        shortcut = z if self.downsample is None else self.downsample(z)
+        shortcut = z if self.downsample is None else on_nodes(self.downsample, z)
         return self.act(self.residual(z, adjacency) + shortcut)
 
 
@@ -95,9 +53,9 @@ class HGBasicBlock(_HGBlock):
     def __init__(self, in_channels: int, channels: int, stencil: Stencil | None = None) -> None:
         super().__init__()
         self.conv1 = DenseHGConv(in_channels, channels, stencil, bias=False)
-        self.bn1 = NodeBatchNorm(channels)
+        self.bn1 = nn.BatchNorm1d(channels)
         self.conv2 = DenseHGConv(channels, channels, stencil, bias=False)
-        self.bn2 = NodeBatchNorm(channels)
+        self.bn2 = nn.BatchNorm1d(channels)
         self.act = nn.ReLU(inplace=True)
         self.downsample = None if in_channels == channels else _projection(in_channels, channels)
 
@@ -113,9 +71,9 @@ class HGBasicBlock(_HGBlock):
         out = cls.__new__(cls)
         nn.Module.__init__(out)
         out.conv1 = DenseHGConv.from_conv(block.conv1, stencil=stencil)
-        out.bn1 = NodeBatchNorm.from_norm(block.bn1)
+        out.bn1 = _to_nodes(block.bn1)
         out.conv2 = DenseHGConv.from_conv(block.conv2, stencil=stencil)
-        out.bn2 = NodeBatchNorm.from_norm(block.bn2)
+        out.bn2 = _to_nodes(block.bn2)
         out.act = _activation(block)
         out.downsample = _convert_downsample(block.downsample)
         out.training = block.training  # its parts keep their own mode, frozen normalisation for example
@@ -131,7 +89,8 @@ class HGBasicBlock(_HGBlock):
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn2(conv2(act(bn1(conv1(z)))))``."""
-        return self.bn2(self.conv2(self.act(self.bn1(self.conv1(z, adjacency))), adjacency))
+        z = self.act(on_nodes(self.bn1, self.conv1(z, adjacency)))
+        return on_nodes(self.bn2, self.conv2(z, adjacency))
 
 
 class HGBottleneck(_HGBlock):
@@ -159,11 +118,11 @@ class HGBottleneck(_HGBlock):
         super().__init__()
         out_channels = self.expansion * channels
         self.conv1 = nn.Linear(in_channels, channels, bias=False)
-        self.bn1 = NodeBatchNorm(channels)
+        self.bn1 = nn.BatchNorm1d(channels)
         self.conv2 = DenseHGConv(channels, channels, stencil, bias=False)
-        self.bn2 = NodeBatchNorm(channels)
+        self.bn2 = nn.BatchNorm1d(channels)
         self.conv3 = nn.Linear(channels, out_channels, bias=False)
-        self.bn3 = NodeBatchNorm(out_channels)
+        self.bn3 = nn.BatchNorm1d(out_channels)
         self.act = nn.ReLU(inplace=True)
         self.downsample = None if in_channels == out_channels else _projection(in_channels, out_channels)
 
@@ -178,11 +137,11 @@ class HGBottleneck(_HGBlock):
         out = cls.__new__(cls)
         nn.Module.__init__(out)
         out.conv1 = _convert_1x1(block.conv1)
-        out.bn1 = NodeBatchNorm.from_norm(block.bn1)
+        out.bn1 = _to_nodes(block.bn1)
         out.conv2 = DenseHGConv.from_conv(block.conv2, stencil=Stencil.square(3) if stencil is None else stencil)
-        out.bn2 = NodeBatchNorm.from_norm(block.bn2)
+        out.bn2 = _to_nodes(block.bn2)
         out.conv3 = _convert_1x1(block.conv3)
-        out.bn3 = NodeBatchNorm.from_norm(block.bn3)
+        out.bn3 = _to_nodes(block.bn3)
         out.act = _activation(block)
         out.downsample = _convert_downsample(block.downsample)
         out.training = block.training  # its parts keep their own mode, frozen normalisation for example
@@ -198,9 +157,19 @@ class HGBottleneck(_HGBlock):
 
     def residual(self, z: Tensor, adjacency: RegionAdjacency) -> Tensor:
         """Return ``bn3(conv3(act(bn2(conv2(act(bn1(conv1(z))))))))``."""
-        z = self.act(self.bn1(self.conv1(z)))
-        z = self.act(self.bn2(self.conv2(z, adjacency)))
-        return self.bn3(self.conv3(z))
+        z = self.act(on_nodes(self.bn1, self.conv1(z)))
+        z = self.act(on_nodes(self.bn2, self.conv2(z, adjacency)))
+        return on_nodes(self.bn3, self.conv3(z))
+
+
+def on_nodes(layer: nn.Module, z: Tensor) -> Tensor:
+    """Apply layers on rows ``(N, C)``, for example ``BatchNorm1d``, to region features ``(B, R, C)``.
+
+    Statistics are then those of all nodes of all images. With plain rows and the plain class,
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` converts these layers as any others.
+    """
+    rows: Tensor = layer(z.flatten(0, 1))
+    return rows.view(*z.shape[:2], -1)
 
 
 def check_block(block: Any, parts: tuple[str, ...], name: str) -> None:
@@ -230,8 +199,32 @@ def _activation(block: Any) -> nn.Module:
     return copy.deepcopy(act)
 
 
+def _to_nodes(norm: nn.Module) -> nn.BatchNorm1d:
+    """Return parameters and statistics of a ``BatchNorm2d`` for rows of nodes."""
+    # a subclass may also activate, for example timm's BatchNormAct2d
+    if not isinstance(norm, nn.BatchNorm2d) or type(norm).forward is not nn.BatchNorm2d.forward:
+        raise ValueError(f"Only BatchNorm2d can be carried over to nodes, got {type(norm).__name__}.")
+    out = nn.BatchNorm1d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return _load_norm(out, norm)
+
+
+def _to_pixels(norm: nn.Module) -> nn.BatchNorm2d:
+    """Return the ``BatchNorm2d`` of a normalisation of nodes."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.SyncBatchNorm)
+    out = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return _load_norm(out, norm)
+
+
+def _load_norm(out: Any, norm: Any) -> Any:
+    for reference in (norm.weight, norm.running_mean):
+        if reference is not None:
+            out.to(reference)
+    out.load_state_dict(norm.state_dict())
+    return out.train(norm.training)
+
+
 def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), NodeBatchNorm(out_channels))
+    return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), nn.BatchNorm1d(out_channels))
 
 
 def _convert_1x1(conv: nn.Module) -> nn.Linear:
@@ -254,7 +247,7 @@ def _convert_downsample(downsample: nn.Module | None) -> nn.Module | None:
         if isinstance(part, nn.Conv2d):
             parts.append(_convert_1x1(part))
         elif isinstance(part, nn.BatchNorm2d):
-            parts.append(NodeBatchNorm.from_norm(part))
+            parts.append(_to_nodes(part))
         elif not isinstance(part, nn.Identity | nn.AvgPool2d):  # regions already stand for many pixels
             raise ValueError(f"The shortcut holds {type(part).__name__}, which does not carry over to regions.")
     return nn.Sequential(*parts)
@@ -278,8 +271,7 @@ def _to_downsample(downsample: nn.Module | None) -> nn.Module | None:
         if isinstance(part, nn.Linear):
             parts.append(_to_1x1(part))
         else:
-            assert isinstance(part, NodeBatchNorm)
-            parts.append(part.to_norm())
+            parts.append(_to_pixels(part))
     return nn.Sequential(*parts)
 
 
@@ -287,9 +279,8 @@ def _load_block(block: nn.Module, regions: _HGBlock, convolutions: dict[str, nn.
     """Give a block on pixels its convolutions, and the normalisations and activation of a block on regions."""
     for name, conv in convolutions.items():
         setattr(block, name, conv)
-        norm = regions.get_submodule(name.replace("conv", "bn"))
-        assert isinstance(norm, NodeBatchNorm)
-        setattr(block, name.replace("conv", "bn"), norm.to_norm())
+        norm = name.replace("conv", "bn")
+        setattr(block, norm, _to_pixels(regions.get_submodule(norm)))
         setattr(block, name.replace("conv", "act"), copy.deepcopy(regions.act))
     block.training = regions.training
     return block

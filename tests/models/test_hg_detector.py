@@ -9,7 +9,6 @@ from torch import nn
 from hggraph import HGStage, SoftSLIC
 from hggraph.models import hg_detector, hg_resnet
 from hggraph.models.hg_resnet import resnet_trunk
-from hggraph.nn.hg_block import NodeBatchNorm
 from tests.models.norms import randomise_norms
 
 
@@ -64,7 +63,7 @@ def test_trains_and_detects(kind):
 @pytest.mark.parametrize("training", [False, True])
 def test_dense_is_torchvisions(training):
     detector = small("mask_rcnn", hg_stages=()).train(training)
-    assert not any(isinstance(part, HGStage | NodeBatchNorm) for part in detector.modules())
+    assert not any(isinstance(part, HGStage | nn.BatchNorm1d) for part in detector.modules())
     reference = copy.deepcopy(detector.detector)
     reference.backbone = FeaturesOnly(reference.backbone)
     images, targets = sample((64, 80), (50, 91))
@@ -80,7 +79,7 @@ def test_fold(hg_stages):
     detector = randomise_norms(small(hg_stages=hg_stages)).double().eval()
     folded, (images, _) = detector.fold(), sample((64, 80), dtype=torch.float64)
     torch.testing.assert_close(folded(images), detector(images), rtol=1e-9, atol=1e-9)
-    assert not any(isinstance(part, nn.BatchNorm2d | NodeBatchNorm) for part in folded.modules())
+    assert not any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in folded.modules())
     assert not any(p.requires_grad for p in folded.parameters())
 
 

@@ -10,7 +10,6 @@ from hggraph import HGStage, SoftSLIC
 from hggraph.models import hg_orientation
 from hggraph.models._network import resize_attention
 from hggraph.models.hg_resunet import focus
-from hggraph.nn.hg_block import NodeBatchNorm
 from tests.models.norms import randomise_norms
 
 
@@ -62,7 +61,7 @@ def test_fold(options):
     net = randomise_norms(small(**options)).double().eval()
     folded, x = net.fold(), torch.rand(1, 3, 57, 70, dtype=torch.float64)
     torch.testing.assert_close(folded(x), net(x), rtol=1e-9, atol=1e-9)
-    assert not any(isinstance(part, nn.BatchNorm2d | NodeBatchNorm) for part in folded.modules())
+    assert not any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in folded.modules())
 
 
 def test_first_stack_steers_the_second():

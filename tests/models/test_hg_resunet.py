@@ -11,7 +11,6 @@ from hggraph import HGStage, SoftSLIC
 from hggraph.models import fold_batch_norm, hg_resunet
 from hggraph.models._network import resize_attention
 from hggraph.models.hg_resunet import focus
-from hggraph.nn.hg_block import NodeBatchNorm
 from tests.models.norms import randomise_norms
 
 
@@ -59,7 +58,7 @@ def test_fold(options):
     net = randomise_norms(hg_resunet(num_classes=2, **options)).double().eval()
     folded, x = net.fold(), torch.rand(1, 3, 49, 70, dtype=torch.float64)
     torch.testing.assert_close(folded(x), net(x), rtol=1e-9, atol=1e-9)
-    assert not any(isinstance(part, nn.BatchNorm2d | NodeBatchNorm) for part in folded.modules())
+    assert not any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in folded.modules())
     assert (folded.coarse_head is None) == ("attention" not in options)  # where it steers it stays
 
 

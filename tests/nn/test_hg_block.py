@@ -1,5 +1,7 @@
 """HGBasicBlock and HGBottleneck carry the weights of ordinary residual blocks."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from hggraph import DenseHGConv, RegionAdjacency, Stencil
 from hggraph.nn import HGBasicBlock, HGBottleneck
-from hggraph.nn.hg_block import NodeBatchNorm
+from hggraph.nn.hg_block import on_nodes
 
 close = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -107,13 +109,27 @@ def test_grouped_convolutions_carry_over():
     assert isinstance(converted.conv2, DenseHGConv) and converted.conv2.groups == 32
 
 
-def test_node_batch_norm_is_batch_norm_over_pixels():
-    norm = random_statistics(nn.Sequential(nn.BatchNorm2d(3, eps=1e-3, momentum=0.3)))[0]
-    nodes = NodeBatchNorm.from_norm(norm)
-    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+def test_normalisation_of_nodes_is_that_of_pixels():
+    block = random_statistics(timm.create_model("resnet18").layer4[0])
+    block.bn1.eps, block.bn1.momentum = 1e-3, 0.3
+    norm, nodes = block.bn1, HGBasicBlock.from_block(block).bn1
+    x = torch.randn(2, 512, 4, 5, dtype=torch.float64)
     for train in (True, False):
         norm.train(train), nodes.train(train)
-        torch.testing.assert_close(nodes(x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x), norm(x), **close)
+        z = on_nodes(nodes, x.flatten(2).transpose(1, 2))
+        torch.testing.assert_close(z.transpose(1, 2).view_as(x), norm(x), **close)
     torch.testing.assert_close(dict(nodes.state_dict()), dict(norm.state_dict()), **close)
+    block.bn1 = nn.GroupNorm(1, 512)
     with pytest.raises(ValueError, match="Only BatchNorm2d"):
-        NodeBatchNorm.from_norm(nn.GroupNorm(1, 3))
+        HGBasicBlock.from_block(block)
+
+
+def test_normalisations_of_nodes_become_synchronised_ones():
+    """PyTorch converts by class: what it makes has to take nodes too."""
+    block = HGBottleneck.from_block(random_statistics(timm.create_model("resnet26").layer4[0]))
+    z, adjacency = torch.randn(2, 20, 1024, dtype=torch.float64), pixel_adjacency(5, 4)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(block))
+    assert sum(isinstance(part, nn.SyncBatchNorm) for part in converted.modules()) == 4
+    both = RegionAdjacency(adjacency.stencil, adjacency.to_dense().expand(2, -1, -1, -1))
+    torch.testing.assert_close(converted.eval()(z, both), block.eval()(z, both), **close)
+    assert isinstance(converted.to_block().bn1, nn.BatchNorm2d)

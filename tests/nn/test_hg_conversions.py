@@ -92,7 +92,7 @@ def test_average_pools_of_shortcuts_are_left_out():
     block = timm.create_model("resnet26d").layer4[0]
     block.downsample[0] = AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
     parts = [type(part).__name__ for part in HGBottleneck.from_block(block).downsample]
-    assert parts == ["Linear", "NodeBatchNorm"]
+    assert parts == ["Linear", "BatchNorm1d"]
 
 
 def test_shortcut_of_a_single_convolution():
