@@ -22,7 +22,7 @@ def repository_files() -> list[Path]:
     return [ROOT / name for name in out.split("\0") if (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/models.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md", "docs/models.md"])
 def test_examples_run(name, tmp_path):
     text = (ROOT / name).read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)

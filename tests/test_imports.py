@@ -24,7 +24,7 @@ FLOORS = {
     "cluster": 5,
     "nn": 6,
     **dict.fromkeys(["models", "schemes"], 7),
-    **dict.fromkeys(["cli", "engine", "data", "viz", "benchmarks"], 8),
+    **dict.fromkeys(["cli", "engine", "data", "metrics", "viz", "benchmarks"], 8),
     **dict.fromkeys(["__init__", "__main__"], 8),  # the face shows everything
 }
 # The low floors, and all that they may import beside the standard library and hggraph.
@@ -37,6 +37,7 @@ THIRD_PARTY = {
     "ops": {"torch", "triton"},
 }
 OPTIONAL = {
+    *["av", "jsonargparse", "pycocotools", "scipy", "tensorboard", "torchcodec", "yaml"],
     *["lightning", "lightning_fabric", "matplotlib", "pytorch_lightning", "rasterio", "skimage"],
     *["sklearn", "timm", "torch_scatter", "torchmetrics", "torchvision", "triton"],
 }

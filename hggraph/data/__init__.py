@@ -1,11 +1,46 @@
-"""What comes in and goes out: image files, graph files, and writing that leaves no half files."""
+"""What comes in and goes out: images, data sets, graphs, and writing that leaves no half files."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph._files import write_atomically as write_atomically
+from hggraph.data.archives import download as download
+from hggraph.data.archives import extract as extract
+from hggraph.data.archives import sha256_of as sha256_of
+from hggraph.data.detection import CocoDetection as CocoDetection
+from hggraph.data.folder import ClassFolder as ClassFolder
+from hggraph.data.folder import FolderDataset as FolderDataset
 from hggraph.data.graph_file import load_graph as load_graph
 from hggraph.data.graph_file import save_graph as save_graph
 from hggraph.data.image import ImageError as ImageError
 from hggraph.data.image import list_images as list_images
 from hggraph.data.image import load_attention as load_attention
 from hggraph.data.image import load_image as load_image
+from hggraph.data.image import load_labels as load_labels
+from hggraph.data.image import load_pixels as load_pixels
 from hggraph.data.image import sample_photo as sample_photo
+from hggraph.data.orientation import WithOrientation as WithOrientation
+from hggraph.data.palettes import colorize as colorize
+from hggraph.data.road_graph import mask_to_graph as mask_to_graph
+from hggraph.data.road_graph import orientation_map as orientation_map
+from hggraph.data.roads import DeepGlobeRoads as DeepGlobeRoads
+from hggraph.data.saliency import DUTS as DUTS
+from hggraph.data.saliency import ECSSD as ECSSD
+from hggraph.data.saliency import HKUIS as HKUIS
+from hggraph.data.saliency import SOD as SOD
+from hggraph.data.saliency import DUTOmron as DUTOmron
+from hggraph.data.saliency import PascalS as PascalS
+from hggraph.data.scenes import ADE20K as ADE20K
+from hggraph.data.scenes import CocoStuff as CocoStuff
+from hggraph.data.scenes import CocoStuff10k as CocoStuff10k
+from hggraph.data.scenes import NYUDepthV2 as NYUDepthV2
+from hggraph.data.scenes import PascalContext as PascalContext
+from hggraph.data.segmentation import BrightnessReader as BrightnessReader
+from hggraph.data.segmentation import ColorReader as ColorReader
+from hggraph.data.segmentation import DatasetError as DatasetError
+from hggraph.data.segmentation import LabelReader as LabelReader
+from hggraph.data.segmentation import MaskReader as MaskReader
+from hggraph.data.segmentation import SegmentationDataset as SegmentationDataset
+from hggraph.data.street import CamVid as CamVid
+from hggraph.data.street import Cityscapes as Cityscapes
+from hggraph.data.transforms import EvalTransform as EvalTransform
+from hggraph.data.transforms import TrainTransform as TrainTransform
+from hggraph.data.video import VideoFolder as VideoFolder

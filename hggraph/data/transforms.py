@@ -1,0 +1,326 @@
+"""From a data set's samples to a network's: random crops for training, sizes that can be undone for evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hggraph._check import check_positive
+from hggraph.data.augment import Sample, Span, check_sample, cut, drop_boxes, finish, map_sample, normalise, pad, turn
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EvalTransform", "TrainTransform"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TrainTransform:
+    """Random scale, crop, rotation, flips and colours, then normalisation: image, masks and boxes alike.
+
+    A window of ``crop / s`` pixels of the image, with the scale s drawn from `scale`, becomes `crop` pixels. Where the
+    window is larger than the image, the image lies somewhere in it, surrounded by `mean` (0 after normalisation), and
+    in the mask by `ignore_index`. Only the window is resized, so that large images cost what the crop costs.
+
+    Args:
+        crop: Height and width of what comes out, pixels.
+        scale: Smallest and largest scale, above 0, drawn evenly; (1, 1) for none.
+        flip: Probability of mirroring left and right.
+        vertical_flip: Probability of mirroring top and bottom, as for aerial images.
+        quarter_turns: Turn by 0, 90, 180 or 270 degrees, as for aerial images; `crop` is the size after it.
+        rotate: Largest rotation to either side, degrees in [0, 180], about the middle of the crop. A box becomes the
+            one around its rotated corners.
+        color: Strength of changes of brightness, contrast and, with 3 channels, saturation, in [0, 1]: factors are
+            drawn from [1 - color, 1 + color]. Hues stay, as some classes live by them. 0 changes nothing.
+        ignore_index: Label of pixels without one.
+        mean: Mean of each channel in [0, 1], one for each channel of the images.
+        std: Standard deviation of each, above 0.
+
+    Call with a sample: a dict with ``"image"``, uint8 or floating point in [0, 1], shape ``(C, H, W)``, and where there
+    are such ``"mask"`` ``(H, W)`` of labels, ``"boxes"`` (torchvision's ``BoundingBoxes``, along the axes), ``"masks"``
+    ``(N, H, W)`` of 0 and 1, ``"labels"``, ``"iscrowd"`` and ``"area"`` of each box. Returns a new dict with the image
+    as float32 ``(C, h, w)`` and the mask as int64 ``(h, w)``, plain tensors; boxes as corners (x, y, x, y) in float32,
+    without those of which less than a pixel is left, nor what belongs to them, and areas changed as the boxes'; other
+    entries as they were.
+
+    Raises:
+        ValueError: if an option is not as said; in a call, if shapes do not fit.
+        TypeError: in a call, if a part is not of its type, or a map stands under another name: a map of directions, for
+            example, would have to change its labels, so make it afterwards, from the mask.
+        ImportError: in a call, without torchvision.
+
+    Note:
+        Random by torch's global generator alone: the same seed gives the same sample. Costs resizing the window to
+        `crop`; a rotation more than doubles that.
+
+    Example:
+        >>> sample = {"image": torch.zeros(3, 40, 60, dtype=torch.uint8), "mask": torch.ones(40, 60, dtype=torch.uint8)}
+        >>> out = TrainTransform(crop=(32, 32))(sample)
+        >>> out["image"].shape, out["image"].dtype, out["mask"].shape, out["mask"].dtype
+        (torch.Size([3, 32, 32]), torch.float32, torch.Size([32, 32]), torch.int64)
+    """
+
+    def __init__(
+        self,
+        crop: tuple[int, int],
+        *,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: float = 0.5,
+        vertical_flip: float = 0.0,
+        quarter_turns: bool = False,
+        rotate: float = 0.0,
+        color: float = 0.0,
+        ignore_index: int = 255,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.crop = _check_size("crop", crop)
+        self.scale = _check_scale(scale)
+        self.flip = _check_share("flip", flip)
+        self.vertical_flip = _check_share("vertical_flip", vertical_flip)
+        if not isinstance(quarter_turns, bool):
+            raise ValueError(f"`quarter_turns` must be True or False, got {quarter_turns!r}.")
+        self.quarter_turns = quarter_turns
+        self.rotate = _check_share("rotate", rotate, 180.0)
+        self.color = _check_share("color", color)
+        self.ignore_index = _check_label("ignore_index", ignore_index)
+        self.mean, self.std = _check_statistics(mean, std)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return a random view of a sample; see the class."""
+        from torchvision.transforms.v2 import functional as F
+
+        sample = check_sample(sample, len(self.mean))
+        turns = int(torch.randint(4, ())) if self.quarter_turns else 0
+        angle = _between(-self.rotate, self.rotate) if self.rotate else 0.0
+        height, width = self.crop if turns % 2 == 0 else self.crop[::-1]
+        scale = _between(*self.scale)
+        rows, columns = (
+            _place(side, crop, scale, margin)
+            for side, crop, margin in zip(
+                sample["image"].shape[1:], (height, width), _margins(height, width, angle), strict=True
+            )
+        )
+        color = self._color()
+        sample = drop_boxes(cut(sample, rows, columns))
+        sample["image"] = normalise(sample["image"], self.mean, self.std, color)
+        sample = pad(sample, rows, columns, self.ignore_index)
+        if angle:
+            sample = drop_boxes(turn(sample, angle, (height, width), self.ignore_index))
+        if turns:
+            sample = map_sample(sample, lambda _, value: F.rotate(value, 90.0 * turns, expand=True))
+        if torch.rand(()) < self.flip:
+            sample = map_sample(sample, lambda _, value: F.horizontal_flip(value))
+        if torch.rand(()) < self.vertical_flip:
+            sample = map_sample(sample, lambda _, value: F.vertical_flip(value))
+        return finish(sample, self.crop)
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainTransform(crop={self.crop}, scale={self.scale}, flip={self.flip:g}, "
+            f"vertical_flip={self.vertical_flip:g}, quarter_turns={self.quarter_turns}, rotate={self.rotate:g}, "
+            f"color={self.color:g}, ignore_index={self.ignore_index}, mean={tuple(self.mean)}, std={tuple(self.std)})"
+        )
+
+    def _color(self) -> tuple[float, float, float] | None:
+        """Return factors of brightness, contrast and saturation."""
+        if not self.color:
+            return None
+        low, high = 1 - self.color, 1 + self.color
+        return _between(low, high), _between(low, high), _between(low, high)
+
+
+class EvalTransform:
+    """Bring samples to a size, or leave them as they are, then pad and normalise; `undo` takes logits back.
+
+    Args:
+        size: Height and width to resize to, whatever the shape of the image. None: not so.
+        long_side: Pixels of the longer side to resize to; the shape of the image stays. None: not so.
+        multiple: Pad right and bottom to multiples of this, with `mean` and, in the mask, `ignore_index`. The
+            networks of `hggraph.models` need none: they pad themselves. None: no padding.
+        resize_mask: Resize and pad the mask and the boxes as the image. False leaves them in the image's own pixels, to
+            count on those what `undo` brings back.
+        ignore_index: Label of padded pixels.
+        mean: Mean of each channel in [0, 1], one for each channel of the images.
+        std: Standard deviation of each, above 0.
+
+    Call with a sample as `TrainTransform` takes it. Returns such a one, with the image's own (height, width) added as
+    ``"size"``. Images are resized bilinearly, with antialiasing; masks to the nearest label.
+
+    Raises:
+        ValueError: if an option is not as said, or both `size` and `long_side` are given; in a call, if shapes do not
+            fit.
+        TypeError: in a call, if a part is not of its type.
+        ImportError: in a call, without torchvision.
+
+    Note:
+        Nothing random.
+
+    Example:
+        >>> transform = EvalTransform(long_side=30, multiple=16)
+        >>> out = transform({"image": torch.zeros(3, 40, 60, dtype=torch.uint8)})
+        >>> out["image"].shape, out["size"]
+        (torch.Size([3, 32, 32]), (40, 60))
+        >>> transform.undo(torch.rand(1, 5, 32, 32), out["size"]).shape
+        torch.Size([1, 5, 40, 60])
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        long_side: int | None = None,
+        multiple: int | None = None,
+        resize_mask: bool = True,
+        ignore_index: int = 255,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if size is not None and long_side is not None:
+            raise ValueError(f"Give `size` or `long_side`, not both, got {size} and {long_side}.")
+        for name, value in (("long_side", long_side), ("multiple", multiple)):
+            if value is not None:
+                check_positive(name, value)
+        if not isinstance(resize_mask, bool):
+            raise ValueError(f"`resize_mask` must be True or False, got {resize_mask!r}.")
+        self.size = None if size is None else _check_size("size", size)
+        self.long_side = long_side
+        self.multiple = multiple
+        self.resize_mask = resize_mask
+        self.ignore_index = _check_label("ignore_index", ignore_index)
+        self.mean, self.std = _check_statistics(mean, std)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return a sample at its size for evaluation; see the class."""
+        sample = check_sample(sample, len(self.mean))
+        own = int(sample["image"].shape[1]), int(sample["image"].shape[2])
+        rows, columns = self._spans(own)
+        moved = sample if self.resize_mask else {"image": sample["image"]}
+        moved = cut(moved, rows, columns)
+        moved["image"] = normalise(moved["image"], self.mean, self.std)
+        moved = pad(moved, rows, columns, self.ignore_index)
+        size = (rows.total, columns.total) if self.resize_mask else own
+        return finish(sample | moved, size) | {"size": own}
+
+    def undo(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring logits back to the pixels of the image: cut the padding off, then resize.
+
+        Args:
+            logits: What a network returns for transformed images, of their size: ``(B, K, h, w)`` or ``(K, h, w)``.
+            size: The image's own height and width, ``sample["size"]``.
+
+        Returns:
+            Logits ``(B, K, H, W)`` or ``(K, H, W)``, bilinear between pixel centres, as the images were resized.
+
+        Raises:
+            ValueError: if the logits have not the size that such an image gets.
+        """
+        rows, columns = self._spans(_check_size("size", size))
+        if logits.dim() not in (3, 4) or tuple(logits.shape[-2:]) != (rows.total, columns.total):
+            raise ValueError(
+                f"`logits` must have shape (B, K, {rows.total}, {columns.total}) or (K, {rows.total}, {columns.total}) "
+                f"for an image of {size[0]} x {size[1]}, got {tuple(logits.shape)}."
+            )
+        logits = logits[..., : rows.length, : columns.length]
+        if (rows.length, columns.length) == (rows.stop, columns.stop):
+            return logits
+        batch = logits if logits.dim() == 4 else logits[None]
+        batch = F.interpolate(batch, (rows.stop, columns.stop), mode="bilinear", align_corners=False)
+        return batch if logits.dim() == 4 else batch[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"EvalTransform(size={self.size}, long_side={self.long_side}, multiple={self.multiple}, "
+            f"resize_mask={self.resize_mask}, ignore_index={self.ignore_index}, mean={tuple(self.mean)}, "
+            f"std={tuple(self.std)})"
+        )
+
+    def _spans(self, own: tuple[int, int]) -> tuple[Span, Span]:
+        """Return where the rows and columns of an image go."""
+        lengths: tuple[int, ...] = own
+        if self.size is not None:
+            lengths = self.size
+        elif self.long_side is not None:
+            lengths = tuple(max(1, round(side * self.long_side / max(own))) for side in own)
+        step = self.multiple or 1
+        first, second = (
+            Span(0, side, 0, length, -(-length // step) * step) for side, length in zip(own, lengths, strict=True)
+        )
+        return first, second
+
+
+def _between(low: float, high: float) -> float:
+    """Draw a number evenly by torch's global generator."""
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _margins(height: int, width: int, angle: float) -> tuple[int, int]:
+    """Return how far a crop of this size reaches beyond itself on each side when turned about its middle."""
+    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    tall, wide = height * cos + width * sin, height * sin + width * cos
+    return math.ceil(max(0.0, tall - height) / 2), math.ceil(max(0.0, wide - width) / 2)
+
+
+def _place(side: int, crop: int, scale: float, margin: int) -> Span:
+    """Draw where a crop lies along an axis.
+
+    Args:
+        side: Pixels of the image.
+        crop: Pixels of the crop.
+        scale: Pixels of the crop for one of the image.
+        margin: Pixels of the crop that are wanted on either side of it too.
+    """
+    window = max(1, round(crop / scale))
+    ratio = crop / window
+    room = side - window
+    start = int(torch.randint(abs(room) + 1, ())) * (1 if room >= 0 else -1)
+    around = round(margin / ratio)
+    start, window, total = start - around, window + 2 * around, crop + 2 * margin
+    first, last = max(0, start), min(side, start + window)
+    # at least a pixel of the image stays, wherever rounding puts it
+    offset = min(round((first - start) * total / window), total - 1)
+    end = max(offset + 1, round((last - start) * total / window))
+    return Span(first, last, offset, end - offset, total)
+
+
+def _check_size(name: str, value: Any) -> tuple[int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"`{name}` must be (height, width) in pixels, got {value!r}.")
+    for side in value:
+        check_positive(name, side)
+    return value[0], value[1]
+
+
+def _check_share(name: str, value: float, high: float = 1.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
+        raise ValueError(f"`{name}` must be a number in [0, {high:g}], got {value!r}.")
+    return float(value)
+
+
+def _check_scale(value: Any) -> tuple[float, float]:
+    numbers = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+    if not numbers or not 0 < value[0] <= value[1] < math.inf:
+        raise ValueError(f"`scale` must be two numbers above 0, the smaller one first, got {value!r}.")
+    return float(value[0]), float(value[1])
+
+
+def _check_label(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"`{name}` must be a whole number, usually 255, got {value!r}.")
+    return value
+
+
+def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    means, stds = [float(value) for value in mean], [float(value) for value in std]
+    if not means or len(means) != len(stds):
+        raise ValueError(f"`mean` and `std` must hold a number for each channel, got {means} and {stds}.")
+    if not all(0 <= value <= 1 for value in means) or not all(0 < value < math.inf for value in stds):
+        raise ValueError(
+            f"`mean` must be in [0, 1] and `std` above 0, in units of the brightest value, got {means} and {stds}. "
+            f"Divide numbers of an 8-bit scale by 255."
+        )
+    return means, stds

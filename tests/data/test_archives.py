@@ -1,0 +1,327 @@
+"""Archives are unpacked whole or not at all, and never outside; files come over https and are known by their hash."""
+
+import gzip
+import hashlib
+import io
+import os
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from hggraph.data import archives
+from hggraph.data.archives import download, extract, sha256_of
+from hggraph.data.segmentation import DatasetError
+
+CONTENT = {"data/images/a.jpg": b"\xff\xd8image", "data/masks/a.png": b"mask" * 1000, "readme.txt": b"read"}
+URL = "https://example.org/data.zip"
+
+
+def make_tar(path: Path, members, mode="w") -> Path:
+    """Write a tar of (name, content) or ready `TarInfo`s."""
+    with tarfile.open(path, mode) as file:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                file.addfile(member)
+                continue
+            name, content = member
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_zip(path: Path, members) -> Path:
+    """Write a zip of (name or ZipInfo, content)."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members:
+            file.writestr(name, content)
+    return path
+
+
+def link(name: str, target: str, kind=tarfile.SYMTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return everything below a folder that is no folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_extract(kind, tmp_path):
+    path = tmp_path / f"data.{kind}"
+    if kind == "zip":
+        make_zip(path, [("data/", b""), *CONTENT.items()])
+    else:
+        folder = tarfile.TarInfo("./")
+        folder.type = tarfile.DIRTYPE
+        make_tar(path, [folder, *CONTENT.items()], f"w:{kind[4:]}")
+    found = extract(path, tmp_path / "deep/out")
+    assert found == [tmp_path / "deep/out/data", tmp_path / "deep/out/readme.txt"]
+    assert tree(tmp_path / "deep/out") == CONTENT
+    assert len(list((tmp_path / "deep/out").iterdir())) == 2  # nothing temporary is left
+
+
+def test_what_is_there_stays(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", CONTENT.items())
+    out = tmp_path / "out"
+    extract(archive, out)
+    (out / "data/images/a.jpg").write_bytes(b"mine")
+    with pytest.raises(DatasetError, match=r"out/data is there already; remove it"):
+        extract(archive, out)
+    assert tree(out) == {**CONTENT, "data/images/a.jpg": b"mine"}
+    second = make_zip(tmp_path / "b.zip", [("labels/a.png", b"x"), ("readme.txt", b"read")])
+    extract(second, out)  # an equal file may be there
+    assert (out / "labels/a.png").read_bytes() == b"x"
+    third = make_zip(tmp_path / "c.zip", [("more/a.png", b"x"), ("readme.txt", b"another")])
+    with pytest.raises(DatasetError, match=r"readme\.txt is there already"):
+        extract(third, out)
+    assert not (out / "more").exists() and (out / "readme.txt").read_bytes() == b"read"
+
+
+ESCAPES = [
+    "../evil.txt",
+    "data/../inside.txt",
+    "data/../../evil.txt",
+    "/tmp/evil.txt",
+    "..\\evil.txt",
+    "C:\\evil.txt",
+    "C:evil.txt",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_paths_that_lead_out(kind, name, tmp_path):
+    members = [("good.txt", b"good"), (zipfile.ZipInfo(name) if kind == "zip" else name, b"evil")]
+    if kind == "zip":
+        members[1][0].filename = name  # as it is, which ZipInfo would clean
+    path = (make_zip if kind == "zip" else make_tar)(tmp_path / f"evil.{kind}", members)
+    out = tmp_path / "in/out"
+    with pytest.raises(DatasetError, match="a path that leads out of it"):
+        extract(path, out)
+    assert tree(tmp_path) == {path.name: path.read_bytes()} and list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        link("data/link", "/etc/passwd"),
+        link("data/link", "../../outside"),
+        link("data/link", "a.txt"),
+        link("data/link", "data/a.txt", tarfile.LNKTYPE),
+        link("data/device", "", tarfile.CHRTYPE),
+        link("data/pipe", "", tarfile.FIFOTYPE),
+    ],
+    ids=["absolute", "outside", "inside", "hard", "device", "pipe"],
+)
+def test_links_and_devices_in_a_tar(member, tmp_path):
+    path = make_tar(tmp_path / "evil.tar", [("data/a.txt", b"a"), member, ("data/link/x.txt", b"through")])
+    with pytest.raises(DatasetError, match="a link or device, 'data/"):
+        extract(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_links_in_a_zip(tmp_path):
+    info = zipfile.ZipInfo("link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    path = make_zip(tmp_path / "evil.zip", [(info, b"/etc/passwd"), ("link/x", b"through")])
+    with pytest.raises(DatasetError, match="a link or device, 'link'"):
+        extract(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_that_are_file_and_folder(tmp_path):
+    members = [("data", b"file"), ("data/x.txt", b"inside it")]
+    for path in (make_zip(tmp_path / "a.zip", members), make_tar(tmp_path / "a.tar", members)):
+        with pytest.raises(DatasetError, match="a file and a folder of one name"):
+            extract(path, tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_limits(kind, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    members = [(f"{number}.txt", bytes(10_000)) for number in range(5)]
+    if kind == "zip":
+        make_zip(path, members)
+    else:
+        make_tar(path, members, f"w:{kind[4:]}")
+    for limit, text in [({"max_bytes": 30_000}, "more than 30,000 bytes"), ({"max_files": 4}, "more than 4 files")]:
+        with pytest.raises(DatasetError, match=f"expected an archive of data, got {text}; nothing was unpacked"):
+            extract(path, tmp_path / "out", **limit)
+        assert list((tmp_path / "out").iterdir()) == []
+    assert len(extract(path, tmp_path / "out", max_bytes=100_000, max_files=5)) == 5
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "headers"])
+def test_bombs(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_SMALL", 1000)  # bytes for which no ratio counts
+    path = tmp_path / "bomb"
+    if kind == "zip":
+        make_zip(path, [("zeros.bin", bytes(4_000_000))])
+    elif kind == "tar.gz":
+        make_tar(path, [("zeros.bin", bytes(4_000_000))], "w:gz")
+    else:  # a header that is itself huge, and read before any member is known
+        info = tarfile.TarInfo("a.txt")
+        info.pax_headers = {"comment": "0" * 4_000_000}
+        with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as file:
+            file.addfile(info)
+    with pytest.raises(DatasetError, match="more than 200 bytes unpacked for each of its own"):
+        extract(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_archives_that_are_damaged_or_none(tmp_path):
+    good = {
+        "zip": make_zip(tmp_path / "a.zip", CONTENT.items()),
+        "tar": make_tar(tmp_path / "a.tar", CONTENT.items()),
+        "gz": make_tar(tmp_path / "a.gz", CONTENT.items(), "w:gz"),
+        "bz2": make_tar(tmp_path / "a.bz2", CONTENT.items(), "w:bz2"),
+        "xz": make_tar(tmp_path / "a.xz", CONTENT.items(), "w:xz"),
+    }
+    for kind, path in good.items():
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 3] ^= 0xFF
+        flipped[len(whole) // 2] ^= 0xFF
+        for content in (whole[: len(whole) // 2], whole[:20], bytes(flipped) if kind != "tar" else b"words", b""):
+            path.write_bytes(content)
+            with pytest.raises(DatasetError, match=r"expected a whole zip or tar archive, got .*; fetch it again"):
+                extract(path, tmp_path / "out")
+            assert list((tmp_path / "out").iterdir()) == []
+    for path, text in [(tmp_path / "none.zip", "no file"), (tmp_path, "a folder")]:
+        with pytest.raises(DatasetError, match=f"expected an archive, got {text}"):
+            extract(path, tmp_path / "out")
+
+
+def test_encrypted_zip(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("a.txt", b"secret")])
+    content = bytearray(path.read_bytes())
+    for signature, offset in [(b"PK\x03\x04", 6), (b"PK\x01\x02", 8)]:
+        content[content.index(signature) + offset] |= 1  # the flag in both headers
+    path.write_bytes(bytes(content))
+    with pytest.raises(DatasetError, match=r"an encrypted file, 'a\.txt'"):
+        extract(path, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    path = make_zip(tmp_path / "a.zip", CONTENT.items())
+    (tmp_path / "out").mkdir(mode=0o555)
+    with pytest.raises(PermissionError):
+        extract(path, tmp_path / "out")
+
+
+class Answers:
+    """Stands for the network: what each request asked for, and what it gets."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.asked, self.answers = [], list(answers)
+        monkeypatch.setattr(archives, "_open", self)
+
+    def __call__(self, request, timeout):
+        self.asked.append((request.full_url, request.get_header("Range")))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        status, content, length = answer
+        stream = io.BytesIO(content)
+        stream.status, stream.headers = status, {"Content-Length": str(length)}
+        return stream
+
+
+BODY = b"content" * 1000
+HASH = hashlib.sha256(BODY).hexdigest()
+
+
+def test_nothing_is_fetched_unasked(tmp_path, monkeypatch):
+    network = Answers(monkeypatch)
+    with pytest.raises(DatasetError, match=rf"licence, then fetch {URL} there, or allow it with download=True"):
+        download(URL, tmp_path / "a.zip", HASH)
+    (tmp_path / "a.zip").write_bytes(BODY)
+    assert download(URL, tmp_path / "a.zip", HASH.upper(), download=True) == tmp_path / "a.zip"
+    (tmp_path / "a.zip").write_bytes(b"another")
+    with pytest.raises(DatasetError, match=r"expected the file with SHA-256 .*; remove it to fetch it again"):
+        download(URL, tmp_path / "a.zip", HASH, download=True)
+    assert (tmp_path / "a.zip").read_bytes() == b"another" and network.asked == []
+
+
+def test_download(tmp_path, monkeypatch):
+    network = Answers(monkeypatch, (200, BODY, len(BODY)))
+    path = download(URL, tmp_path / "a.zip", HASH, download=True)
+    assert path.read_bytes() == BODY and sha256_of(path) == HASH
+    assert network.asked == [(URL, None)] and [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_fetch_that_breaks_off_goes_on(tmp_path, monkeypatch, resumed):
+    rest = (206, BODY[3000:], len(BODY) - 3000) if resumed else (200, BODY, len(BODY))
+    network = Answers(monkeypatch, (200, BODY[:3000], len(BODY)), rest)
+    with pytest.raises(DatasetError, match=r"it broke off 4,000 bytes before the end.*; call again to go on"):
+        download(URL, tmp_path / "a.zip", HASH, download=True)
+    assert not (tmp_path / "a.zip").exists()
+    assert download(URL, tmp_path / "a.zip", HASH, download=True).read_bytes() == BODY
+    assert network.asked == [(URL, None), (URL, "bytes=3000-")]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_fetch_that_was_whole_already(tmp_path, monkeypatch):
+    (tmp_path / ".a.zip.part").write_bytes(BODY)
+    Answers(monkeypatch, urllib.error.HTTPError(URL, 416, "Range Not Satisfiable", Message(), None))
+    assert download(URL, tmp_path / "a.zip", HASH, download=True).read_bytes() == BODY
+
+
+def test_another_file_at_that_address(tmp_path, monkeypatch):
+    Answers(monkeypatch, (200, b"evil", 4), (200, BODY, len(BODY)))
+    with pytest.raises(DatasetError, match="the file at that address is another than was meant"):
+        download(URL, tmp_path / "a.zip", HASH, download=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DatasetError, match="expected at most 5,000 bytes, got more"):
+        download(URL, tmp_path / "a.zip", HASH, download=True, max_bytes=5000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.HTTPError(URL, 404, "Not Found", Message(), None),
+        urllib.error.URLError("no network"),
+        TimeoutError("timed out"),
+        ConnectionResetError("reset"),
+    ],
+)
+def test_an_address_that_does_not_answer(tmp_path, monkeypatch, error):
+    Answers(monkeypatch, error)
+    with pytest.raises(DatasetError, match=rf"{URL} could not be fetched"):
+        download(URL, tmp_path / "a.zip", HASH, download=True)
+
+
+def test_https_alone(tmp_path):
+    for url in ("http://example.org/a.zip", "file:///etc/passwd", "ftp://example.org/a", "a.zip"):
+        with pytest.raises(ValueError, match="`url` must begin with https://"):
+            download(url, tmp_path / "a.zip", HASH, download=True)
+    for wrong in ("", HASH[:-1], "x" * 64):
+        with pytest.raises(ValueError, match="`sha256` must be 64 hexadecimal digits"):
+            download(URL, tmp_path / "a.zip", wrong, download=True)
+    handler, request = archives._HttpsAlone(), urllib.request.Request(URL)
+    followed = handler.redirect_request(request, None, 302, "Found", Message(), "https://example.com/b")
+    assert followed.full_url == "https://example.com/b"
+    for target in ("http://example.org/a.zip", "file:///etc/passwd", "ftp://example.org/a"):
+        with pytest.raises(urllib.error.URLError, match=f"redirected to {target}, which is not https"):
+            handler.redirect_request(request, None, 302, "Found", Message(), target)
+
+
+def test_a_gzip_that_is_no_tar(tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"words"))
+    with pytest.raises(DatasetError, match="expected a whole zip or tar archive"):
+        extract(tmp_path / "a.gz", tmp_path / "out")
