@@ -1,4 +1,4 @@
-"""Layers."""
+"""Layers and losses."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.nn.deform_conv import DeformConv2d as DeformConv2d
@@ -8,4 +8,11 @@ from hggraph.nn.hg_block import HGBasicBlock as HGBasicBlock
 from hggraph.nn.hg_block import HGBottleneck as HGBottleneck
 from hggraph.nn.hg_conv import HGConv as HGConv
 from hggraph.nn.hg_stage import HGStage as HGStage
+from hggraph.nn.losses import BinaryCrossEntropy as BinaryCrossEntropy
+from hggraph.nn.losses import CrossEntropy as CrossEntropy
+from hggraph.nn.ohem import OhemCrossEntropy as OhemCrossEntropy
+from hggraph.nn.output_loss import OutputLoss as OutputLoss
+from hggraph.nn.road_loss import OrientationLoss as OrientationLoss
+from hggraph.nn.road_loss import SoftIoU as SoftIoU
+from hggraph.nn.saliency_loss import SaliencyLoss as SaliencyLoss
 from hggraph.nn.spline_conv import SplineConv as SplineConv
