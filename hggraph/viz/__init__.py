@@ -3,4 +3,6 @@
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.viz.focus_figure import focus_figure as focus_figure
 from hggraph.viz.page import save_figure as save_figure
+from hggraph.viz.prediction_figure import prediction_figure as prediction_figure
 from hggraph.viz.region_figure import region_figure as region_figure
+from hggraph.viz.road_figure import road_figure as road_figure
