@@ -1,4 +1,4 @@
-"""The commands: ``hggraph graph``, ``count``, ``info`` and ``bench``."""
+"""The commands of ``hggraph``: graphs, training, prediction, counting, measuring."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from hggraph.cli.bench import run_benchmarks
 from hggraph.cli.count import count_operations
 from hggraph.cli.graph import make_graphs
 from hggraph.cli.info import show_info
+from hggraph.cli.predict import predict
+from hggraph.cli.publish import publish_run
+from hggraph.cli.train import PASS_ON, fit, test, validate
 
 __all__ = ["app"]
 
@@ -21,6 +24,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("graph")(make_graphs)
+app.command("fit", context_settings=PASS_ON)(fit)
+app.command("validate", context_settings=PASS_ON)(validate)
+app.command("test", context_settings=PASS_ON)(test)
+app.command("predict")(predict)
+app.command("publish")(publish_run)
 app.command("count")(count_operations)
 app.command("info")(show_info)
 app.command("bench")(run_benchmarks)

@@ -12,5 +12,8 @@ from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation as hg_orientation
 from hggraph.models.hg_resnet import hg_resnet as hg_resnet
 from hggraph.models.hg_resunet import hg_resunet as hg_resunet
+from hggraph.models.pretrained import from_pretrained as from_pretrained
+from hggraph.models.pretrained import pretrained_config as pretrained_config
+from hggraph.models.pretrained import save_pretrained as save_pretrained
 from hggraph.models.weights import load_weights as load_weights
 from hggraph.models.weights import save_weights as save_weights

@@ -31,6 +31,7 @@ class ResNetTrunk(nn.Module):
         variant: ``"dcn"`` makes the 3x3 convolutions of stages 3 and 4 that stay on pixels deformable (``conv2`` of
             each block), ``"dilation"`` leaves them as they are.
         clusterer: What clusters; ``SoftSLIC()`` when None.
+        last_stage: 4, or 3 to leave the fourth out, without stages on regions.
 
     Shapes:
         - **input:** images ``(B, C, H, W)``, attention ``(B, H, W)`` *(optional)*
@@ -53,15 +54,20 @@ class ResNetTrunk(nn.Module):
         hg_stages: Sequence[int] = (4,),
         variant: str = "dilation",
         clusterer: nn.Module | None = None,
+        last_stage: int = 4,
     ) -> None:
         super().__init__()
         hg_stages = check_hg_stages(hg_stages)
+        if last_stage not in (3, 4) or (hg_stages and last_stage == 3):
+            raise ValueError(
+                f"`last_stage` must be 4, or 3 with hg_stages=(), got {last_stage!r} with hg_stages={hg_stages}."
+            )
         if variant not in VARIANTS:
             raise ValueError(f"`variant` must be one of {VARIANTS}, got {variant!r}.")
-        stages = stages_of(resnet)
+        stages = stages_of(resnet)[:last_stage]
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.act1, resnet.maxpool)
         self.channels = [out_channels(stage) for stage in stages]
-        kept = 4 - len(hg_stages)
+        kept = last_stage - len(hg_stages)
         self.stages = nn.ModuleList(stages[:kept])
         if variant == "dcn":
             for stage in self.stages[2:]:
@@ -130,6 +136,7 @@ def hg_resnet(
     in_channels: int = 3,
     stem: str | None = None,
     output_stride: int = 8,
+    last_stage: int = 4,
     clusterer: nn.Module | None = None,
     aux: bool = True,
     dropout: float = 0.1,
@@ -151,6 +158,7 @@ def hg_resnet(
         stem: ``"plain"`` 7x7, or ``"deep"``, three 3x3 of 64, 64 and 128 channels. None: deep for 50 and 101, as in
             the paper, for which timm has weights; plain for 18 and 34.
         output_stride: Image pixels per pixel of the last map: 8, 16 or 32. On regions stage 4 has no stride.
+        last_stage: 3 leaves stage 4 out of the dense network: what it has to be compared with, too.
         clusterer: What clusters; ``SoftSLIC()``, 64 pixels to a region and 3 iterations, when None.
         aux: Have an auxiliary head on what the regions are made of (for the dense network, on stage 3).
         dropout: Share of channels dropped in the heads in training.
@@ -179,6 +187,7 @@ def hg_resnet(
         in_channels=in_channels,
         stem=stem,
         output_stride=output_stride,
+        last_stage=last_stage,
         clusterer=clusterer,
         pretrained=pretrained,
     )
@@ -193,6 +202,7 @@ def resnet_trunk(
     in_channels: int = 3,
     stem: str | None = None,
     output_stride: int = 8,
+    last_stage: int = 4,
     clusterer: nn.Module | None = None,
     pretrained: bool | str | Path = False,
 ) -> ResNetTrunk:
@@ -204,7 +214,7 @@ def resnet_trunk(
     resnet = create_backbone(
         name, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, deep_stem=deep_stem
     )
-    return ResNetTrunk(resnet, hg_stages=hg_stages, variant=variant, clusterer=clusterer)
+    return ResNetTrunk(resnet, hg_stages=hg_stages, variant=variant, clusterer=clusterer, last_stage=last_stage)
 
 
 def check_hg_stages(hg_stages: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hggraph._files import write_atomically
 
-__all__ = ["create_backbone", "load_weights", "save_weights"]
+__all__ = ["check_state", "create_backbone", "load_weights", "save_weights"]
 
 
 def create_backbone(
@@ -107,7 +107,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         ValueError: if it is none of weights or another network's; the network is then as it was.
     """
     state = _read(Path(path))
-    _check_state(state, model.state_dict(), Path(path), type(model).__name__)
+    check_state(state, model.state_dict(), Path(path), type(model).__name__)
     model.load_state_dict(state)
 
 
@@ -120,11 +120,11 @@ def _load_backbone(model: nn.Module, state: dict[str, Tensor], name: str, path: 
     state = {key: value for key, value in state.items() if not key.startswith(head)}
     if first in state and in_channels != state[first].shape[1]:
         state[first] = adapt_input_conv(in_channels, state[first])
-    _check_state(state, wanted, path, name)
+    check_state(state, wanted, path, name)
     model.load_state_dict(state, strict=False)
 
 
-def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:
+def check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:
     """Raise unless names and shapes are the same."""
     missing = sorted(wanted.keys() - state.keys())
     surplus = sorted(state.keys() - wanted.keys())

@@ -93,6 +93,17 @@ def test_any_size_channels_and_classes(size):
     assert list(hg_resnet(18, aux=False)(torch.rand(2, 3, 96, 96))) == ["out"]
 
 
+def test_stage_4_can_be_left_out():
+    dense = hg_resnet(18, hg_stages=(), num_classes=3)
+    net = hg_resnet(18, hg_stages=(), num_classes=3, last_stage=3)
+    assert net.trunk.channels == [64, 128, 256]
+    shared = {name: value for name, value in dense.trunk.state_dict().items() if not name.startswith("stages.3.")}
+    net.trunk.load_state_dict(shared)
+    x = torch.randn(2, 3, 64, 80)
+    torch.testing.assert_close(net.trunk.eval()(x)[0][2], dense.trunk.eval()(x)[0][2])
+    assert {name: tuple(y.shape) for name, y in net.train()(x).items()} == dict.fromkeys(("out", "aux"), (2, 3, 64, 80))
+
+
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_output_stride(stride):
     net = hg_resnet(18, output_stride=stride, clusterer=SoftSLIC(4)).eval()
@@ -175,6 +186,8 @@ def test_exports():
         ({"variant": "dense"}, r"`variant` must be one of \('dilation', 'dcn'\)"),
         ({"hg_stages": (3,)}, "`hg_stages` must be one of"),
         ({"hg_stages": 4}, "`hg_stages` must be one of"),
+        ({"last_stage": 3}, r"`last_stage` must be 4, or 3 with hg_stages=\(\), got 3 with hg_stages=\(4,\)"),
+        ({"last_stage": 2, "hg_stages": ()}, "`last_stage` must be 4, or 3"),
         ({"output_stride": 4}, "`output_stride` must be 8, 16 or 32"),
         ({"num_classes": 0}, "`num_classes` must be a whole number >= 1"),
         ({"stem": "deep", "depth": 18, "pretrained": True}, "no pretrained weights for 'resnet18' with a deep stem"),

@@ -1,0 +1,140 @@
+"""What a run tells while it goes: speed, pictures of predictions, results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from hggraph._files import write_atomically
+from hggraph.engine.loading import SeededSamples
+from hggraph.viz import save_figure
+from hggraph.viz.prediction_figure import prediction_figure
+
+__all__ = ["Results", "SamplePictures", "Throughput"]
+
+
+class Throughput(Callback):
+    """Log ``train/images_per_second``, over all processes, validation and saving left out.
+
+    Args:
+        steps: Steps over which it is taken.
+    """
+
+    def __init__(self, steps: int = 20) -> None:
+        self.steps = steps
+        self._since: float | None = None
+        self._images = 0
+        self._steps = 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin anew: what lies between epochs does not count."""
+        self._since, self._images, self._steps = time.perf_counter(), 0, 0
+
+    on_validation_end = on_train_epoch_start
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch, and log from time to time."""
+        self._images += len(batch["image"]) * trainer.world_size
+        self._steps += 1
+        if self._since is None or self._steps < self.steps:
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        now = time.perf_counter()
+        pl_module.log("train/images_per_second", self._images / (now - self._since), prog_bar=True, batch_size=1)
+        self._since, self._images, self._steps = now, 0, 0
+
+
+class SamplePictures(Callback):
+    """Draw images of the validation set with targets and predictions after each validation.
+
+    Args:
+        count: How many images, spread over the set; 0 draws none.
+        every: Draw after every so many validations.
+
+    Pictures go to ``pictures/`` in the folder of the run. Without matplotlib there are none.
+    """
+
+    def __init__(self, count: int = 4, every: int = 1) -> None:
+        self.count = count
+        self.every = every
+        self._validations = 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Predict and draw, in the first process."""
+        if trainer.sanity_checking or not trainer.is_global_zero or self.count < 1:
+            return
+        self._validations += 1
+        if (self._validations - 1) % self.every:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        dataset = data.dataset("val")
+        chosen = [round(i * (len(dataset) - 1) / max(1, self.count - 1)) for i in range(min(self.count, len(dataset)))]
+        samples = [SeededSamples(dataset, data.seed)[0, i] for i in dict.fromkeys(chosen)]
+        predictions = [_predict(pl_module, sample["image"]) for sample in samples]
+        try:
+            figure = prediction_figure(
+                [_as_colors(sample["image"], dataset.transform) for sample in samples],
+                [sample["mask"] for sample in samples],
+                predictions,
+                dataset.palette,
+                names=[str(sample["name"]) for sample in samples],
+            )
+        except ImportError:
+            return
+        folder = Path(trainer.default_root_dir, "pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, folder / f"step-{trainer.global_step:07d}.png", dpi=70)
+
+
+class Results(Callback):
+    """Write what ``validate`` and ``test`` found into ``results-<stage>.json`` of the run, and print its table."""
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the results of a test."""
+        self._write(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the results of a validation that is not part of training."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "val")
+
+    def _write(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {"checkpoint": str(trainer.ckpt_path or ""), "results": _plain(pl_module.results)}
+        text = json.dumps(found, indent=1)
+        write_atomically(folder / f"results-{stage}.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _predict(task: lightning.LightningModule, image: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits = task(image[None].to(task.device))["out"][0]
+    return (logits[0] > 0).long() if len(logits) == 1 else logits.argmax(0)
+
+
+def _as_colors(image: Tensor, transform: Any) -> Tensor:
+    """Return an image as it was before it was normalised."""
+    mean, std = (
+        torch.tensor(getattr(transform, name, default)) for name, default in (("mean", (0.0,)), ("std", (1.0,)))
+    )
+    return (image * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors as numbers and lists, for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -1,0 +1,175 @@
+"""Batches that depend on seed and epoch alone: the same on any number of processes, and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from hggraph._check import check_positive
+
+__all__ = ["EpochBatches", "ResumableLoader", "SeededSamples", "SplitEvenly", "collate"]
+
+Key = tuple[int, int]  # epoch, index
+
+
+class SeededSamples(Dataset[Any]):
+    """A data set whose random transforms are those of (seed, epoch, index), whoever loads it and when.
+
+    Args:
+        dataset: Anything with ``__len__`` and ``__getitem__``, random by torch's CPU generator alone.
+        seed: Any whole number, not negative.
+
+    A key is a pair (epoch, index). The generator of the process is left as it was.
+
+    Example:
+        >>> class Noise:
+        ...     def __getitem__(self, index):
+        ...         return torch.rand(1).item()
+        >>> samples = SeededSamples(Noise(), seed=0)
+        >>> samples[0, 1] == samples[0, 1], samples[0, 1] == samples[1, 1]
+        (True, False)
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            # the default generator alone: torch.manual_seed would seed those of GPUs too
+            torch.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
+            return self.dataset[index]
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Shuffled batches of keys (epoch, index), the same samples in the same step on any number of processes.
+
+    In each step the processes together take the next ``world_size * batch_size`` samples of the epoch's order, so that
+    two processes with batches of 4 see what one with batches of 8 does. The rest of an epoch is left out.
+
+    Args:
+        length: Samples in the data set.
+        batch_size: Samples per process and step.
+        seed: Of the order.
+        rank: Of this process.
+        world_size: Number of processes.
+        begun: Says how many steps lie behind, over all epochs: iteration goes on from there. None: from the start.
+        limit: Most steps in an epoch, or None.
+
+    Raises:
+        ValueError: if the data set does not fill one step.
+
+    Example:
+        >>> batches = EpochBatches(10, 4, begun=lambda: 3)
+        >>> len(batches), [[epoch for epoch, _ in batch] for batch in batches]
+        (2, [[1, 1, 1, 1]])
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        begun: Callable[[], int] | None = None,
+        limit: int | None = None,
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        self.per_step = batch_size * world_size
+        if length < self.per_step:
+            raise ValueError(
+                f"The training set has {length} samples, fewer than one step takes: {self.per_step}, batches of "
+                f"{batch_size} on {world_size} processes. Use smaller batches."
+            )
+        self.length, self.batch_size, self.seed, self.rank = length, batch_size, seed, rank
+        self.begun = begun
+        self.steps = length // self.per_step if limit is None else min(limit, length // self.per_step)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, first = divmod(0 if self.begun is None else self.begun(), self.steps)
+        generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for step in range(first, self.steps):
+            start = step * self.per_step + self.rank * self.batch_size
+            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+
+
+class SplitEvenly(Sampler[Key]):
+    """Every sample once, in order, over all processes: what evaluation needs to be exact.
+
+    Args:
+        length: Samples in the data set.
+        rank: Of this process.
+        world_size: Number of processes; the first ones may get one sample more.
+
+    Example:
+        >>> [list(SplitEvenly(5, rank, 2)) for rank in (0, 1)]
+        [[(0, 0), (0, 2), (0, 4)], [(0, 1), (0, 3)]]
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter((0, index) for index in self.indices)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that needs no state of its own: its `EpochBatches` asks how far training is."""
+
+    def __iter__(self) -> Any:
+        # asked when the first batch is: Lightning makes the iterator before it restores a checkpoint
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; that there is a state tells Lightning that the loader resumes inside an epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing."""
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the samples' tensors, and say which samples are at fault when sizes differ.
+
+    Raises:
+        ValueError: if a tensor has another shape than that of the first sample.
+
+    Example:
+        >>> batch = collate([{"image": torch.zeros(3, 2, 2), "name": "a"}, {"image": torch.ones(3, 2, 2), "name": "b"}])
+        >>> batch["image"].shape, batch["name"]
+        (torch.Size([2, 3, 2, 2]), ['a', 'b'])
+    """
+    first = samples[0]
+    for key, value in first.items():
+        for sample in samples[1:]:
+            if isinstance(value, torch.Tensor) and sample[key].shape != value.shape:
+                names = [str(one.get("name", "?")) for one in (first, sample)]
+                raise ValueError(
+                    f"Samples of one batch must have equal sizes, got {key!r} of shape {tuple(value.shape)} in "
+                    f"{names[0]} and {tuple(sample[key].shape)} in {names[1]}. Use batches of 1, or a transform with a "
+                    f"fixed size."
+                )
+    batch: dict[str, Any] = default_collate(samples)
+    return batch
+
+
+def _seed_of(*numbers: int) -> int:
+    """Return a seed that differs for any two sequences of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,98 @@
+"""From a recipe to pictures by commands alone: fit, validate, predict."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hggraph.cli import app
+from tests.engine.toys import write_recipe
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The number of training batches", "ignore:The '.*_dataloader' does not have many workers"
+)
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    done = invoke("fit", "--config", write_recipe(folder, max_epochs=1), "--out", folder / "run", "--save_every", 100)
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("a", (40, 30)), ("b", (33, 47))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(
+            folder / f"{name}.png"
+        )
+    return folder
+
+
+def test_validate(run):
+    done = invoke("validate", "--config", run / "config.yaml")
+    assert done.exit_code == 0, done.output
+    assert json.loads((run / "results-val.json").read_text())["results"]["miou"] > 0
+
+
+def test_predict_images(run, photos, tmp_path):
+    (photos / "c.png").write_bytes(b"nothing")
+    done = invoke(
+        "predict", photos, "--model", run, "--out", tmp_path / "out", "--window", 32, "--flip", "--probabilities"
+    )
+    assert done.exit_code == 1 and "c.png" in done.output  # the others are there
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert {"labels/a.png", "labels/b.png", "overlay/a.png", "probabilities/b.npz"} <= found
+    with Image.open(tmp_path / "out" / "labels" / "a.png") as labels:
+        assert labels.mode == "P" and labels.size == (30, 40)
+        assert labels.getpalette()[:6] == [255, 0, 0, 0, 255, 0]  # the data set's colours
+
+
+def test_predict_a_raster(run, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    transform = rasterio.Affine(2, 0, 500, 0, -2, 900)
+    path = tmp_path / "scene.tif"
+    profile = {"driver": "GTiff", "height": 50, "width": 70, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(path, "w", **profile, transform=transform) as file:
+        file.write(np.random.default_rng(0).integers(1, 255, (3, 50, 70), dtype=np.uint8))
+    done = invoke("predict", path, "--model", run, "--out", tmp_path / "out", "--window", 32)
+    assert done.exit_code == 0, done.output
+    with rasterio.open(tmp_path / "out" / "scene.tif") as labels:
+        assert labels.transform == transform and labels.crs.to_epsg() == 32633 and labels.shape == (50, 70)
+        assert labels.read(1).max() < 3
+
+
+def test_wrong_model(photos, tmp_path):
+    done = invoke("predict", photos, "--model", tmp_path / "no run", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "--model" in done.output and not (tmp_path / "out").exists()
+
+
+def test_publish_needs_a_known_network(run, tmp_path):
+    done = invoke("publish", run, "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "TinyNet" in done.output
+
+
+def test_help_of_the_trainer():
+    done = invoke("fit", "--help")
+    assert done.exit_code == 0 and "--data.root" in done.output and "--trainer.max_epochs" in done.output
+
+
+def test_commands_start_without_lightning():
+    """`hggraph --help` must not wait for libraries that it does not need."""
+    program = (
+        "import sys; import hggraph.cli; print([n for n in ('lightning', 'torchvision', 'timm') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

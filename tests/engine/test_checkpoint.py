@@ -1,0 +1,563 @@
+"""Checkpoints: whole after any crash, refused when altered, and never a way to run code."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import OrderedDict
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hggraph.engine.checkpoint import (
+    CheckpointError,
+    SafeCheckpointIO,
+    check_parameters,
+    latest_checkpoint,
+    load_checkpoint,
+)
+from hggraph.engine.random_state import RandomState
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),  # in Lightning
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+ROOT = Path(__file__).parents[2]
+unix = pytest.mark.skipif(os.name == "nt", reason="needs fork, signals and resource limits")
+
+
+def content(step: int, size: int = 1000) -> dict:
+    weights = OrderedDict(a=torch.full((size,), float(step)), b=torch.arange(6.0).view(2, 3).T)
+    return {"global_step": step, "epoch": 0, "state_dict": weights, "optimizer_states": [{"lr": 0.1}]}
+
+
+def save(folder: Path, step: int, name: str = "last", **more) -> Path:
+    path = folder / f"{name}.ckpt"
+    SafeCheckpointIO().save_checkpoint(content(step, **more), path)
+    return path
+
+
+def entries(folder: Path) -> list[dict]:
+    return json.loads((folder / "manifest.json").read_text())["checkpoints"]
+
+
+# kills: all in one process that has everything imported, and forks
+
+
+@pytest.fixture(scope="module")
+def crashes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crashes")
+    command = [sys.executable, str(ROOT / "tests" / "engine" / "crash.py"), str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder)
+    return json.loads(done.stdout)
+
+
+@unix
+def test_kill_at_each_moment_of_a_save(crashes):
+    for steps in crashes["kill_at_each_moment"].values():
+        assert len(steps) > 20 and set(steps) == {2, 3}
+        assert steps == sorted(steps)  # from one moment on it is the new checkpoint
+
+
+@unix
+def test_kill_at_random_moments_of_slow_saves(crashes):
+    rows = [row for rows in crashes["kill_while_writing_slowly"].values() for row in rows]
+    assert len(rows) == 20 and max(found for _, _, found in rows) > 2
+    for begun, done, found in rows:
+        assert done <= found and found in (begun - 1, begun)
+
+
+@unix
+def test_training_killed_20_times_ends_equal(crashes):
+    found = crashes["kill_training"]["found"]
+    assert len(found) == 20 and found == sorted(found) and len(set(found)) > 5
+    assert crashes["kill_training"]["equal"]
+
+
+@unix
+def test_two_processes_resume_equal(crashes):
+    assert crashes["resume_two_processes"] == {"equal": True, "states": 2, "differ": True}
+
+
+# what is written
+
+
+def test_manifest(tmp_path):
+    path = save(tmp_path, 7)
+    (entry,) = entries(tmp_path)
+    assert entry["name"] == "last.ckpt" and entry["size"] == path.stat().st_size
+    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert entry["step"] == 7 and entry["epoch"] == 0 and entry["resumes"] is True
+    assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "manifest.json"}
+
+
+def test_comes_back(tmp_path):
+    back = load_checkpoint(save(tmp_path, 3))
+    want = content(3)
+    assert all(torch.equal(value, want["state_dict"][name]) for name, value in back["state_dict"].items())
+    assert back["optimizer_states"] == want["optimizer_states"] and back["global_step"] == 3
+    assert torch.equal(
+        torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["b"], want["state_dict"]["b"]
+    )
+
+
+def test_the_replaced_one_is_kept(tmp_path):
+    io = SafeCheckpointIO()
+    for step in (1, 2, 3):
+        io.save_checkpoint(content(step), tmp_path / "last.ckpt")
+    assert load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+    assert load_checkpoint(tmp_path / "previous-last.ckpt")["global_step"] == 2
+    assert [(entry["name"], entry["step"]) for entry in entries(tmp_path)] == [
+        ("previous-last.ckpt", 2),
+        ("last.ckpt", 3),
+    ]
+    io.remove_checkpoint(tmp_path / "last.ckpt")
+    assert entries(tmp_path) == [] and not list(tmp_path.glob("*.ckpt"))
+    io.remove_checkpoint(tmp_path / "last.ckpt")  # nothing there: no error
+    for step in (1, 2):
+        SafeCheckpointIO(keep_previous=False).save_checkpoint(content(step), tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_without_hard_links(tmp_path, monkeypatch):
+    def link(*paths):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", link)
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+    assert load_checkpoint(tmp_path / "previous-last.ckpt")["global_step"] == 2
+
+
+class Color(Enum):
+    RED = "red"
+
+
+def test_plain_values(tmp_path):
+    state = nn.BatchNorm1d(2).state_dict()
+    hyper = {
+        "data": Path("a", "b"),
+        "rate": np.float64(0.5),
+        "count": np.int32(3),
+        "color": Color.RED,
+        "one": (1, None),
+    }
+    checkpoint = {"hyper_parameters": hyper, "state_dict": state, "kept": torch.Size([2])}
+    SafeCheckpointIO().save_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    back = load_checkpoint(tmp_path / "a.ckpt")
+    want = {"data": str(Path("a", "b")), "rate": 0.5, "count": 3, "color": "red", "one": (1, None)}
+    assert back["hyper_parameters"] == want and back["kept"] == torch.Size([2])
+    assert all(type(back["hyper_parameters"][name]) is type(value) for name, value in want.items())
+    assert back["state_dict"]._metadata == state._metadata
+    assert isinstance(hyper["data"], Path)  # what is in memory stays
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (lambda x: x, r"hyper_parameters\.one\[1\] is .*<lambda>"),
+        (SimpleNamespace(a=1), r"hyper_parameters\.one\[1\] is types\.SimpleNamespace"),
+        (np.zeros(2), r"hyper_parameters\.one\[1\] is numpy\.ndarray"),
+        (nn.ReLU, r"hyper_parameters\.one\[1\] is torch\.nn\.modules\.activation\.ReLU"),
+    ],
+)
+def test_what_needs_code_is_refused(value, named, tmp_path):
+    path = save(tmp_path, 1)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=named):
+        SafeCheckpointIO().save_checkpoint(content(2) | {"hyper_parameters": {"one": [1, value]}}, path)
+    assert path.read_bytes() == before and latest_checkpoint(tmp_path) == path
+    assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "manifest.json"}
+
+
+def test_leftovers(tmp_path):
+    left = [tmp_path / name for name in (".0123abcd.tmp.ckpt", ".89abcdef.tmp.json")]
+    other = [tmp_path / name for name in (".0123abcd.tmp.png", ".hidden", "a.tmp.ckpt")]
+    for path in left + other:
+        path.touch()
+    save(tmp_path / "deeper" / "folder", 1)
+    assert all(path.exists() for path in left)
+    save(tmp_path, 1, "new")
+    assert not any(path.exists() for path in left) and all(path.exists() for path in other)
+
+
+# failures to save
+
+
+@pytest.fixture
+def fails(tmp_path):
+    """Save, run the block, in which a save must fail, and check that all is as before."""
+    path = save(tmp_path, 1)
+    before = path.read_bytes()
+    yield path
+    assert path.read_bytes() == before
+    assert latest_checkpoint(tmp_path) == path
+    assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "manifest.json"}
+    save(tmp_path, 2)
+    assert load_checkpoint(path)["global_step"] == 2
+
+
+def test_full_disk_is_seen_before_writing(fails, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4_000_000))
+        with pytest.raises(OSError, match=r"last\.ckpt could not be written: it needs 5\.\d MB, and 4\.0 MB are free"):
+            save(fails.parent, 2, size=1_000_000)
+        half = torch.zeros(2_000_000)[:600_000]  # the whole storage is written, and shared ones once
+        with pytest.raises(OSError, match=r"it needs 9\.\d MB") as caught:
+            SafeCheckpointIO().save_checkpoint({"state_dict": {"a": half, "b": half}}, fails)
+        assert caught.value.errno == errno.ENOSPC
+
+
+@unix
+@pytest.mark.parametrize("size", [1_000_000, 30_000])  # too much in the first tensor; at the end
+def test_full_disk_while_writing(fails, size):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt could not be written: .*Those saved before are still there"):
+            save(fails.parent, 2, size=size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["fsync", "link", "replace"])
+def test_disk_error(name, fails, monkeypatch):
+    calls = []
+
+    def broken(*args):
+        calls.append(args)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, broken)
+        if name == "link":
+            patch.setattr(os, "replace", broken)
+        with pytest.raises(OSError, match=r"could not be written: Input/output error"):
+            save(fails.parent, 2)
+    assert calls
+
+
+@unix
+def test_read_only_folder():
+    with tempfile.TemporaryDirectory() as name:  # one that another user may enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        path = save(folder, 1)
+        folder.chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)  # for root no folder is read-only
+        try:
+            with pytest.raises(PermissionError, match=r"last\.ckpt could not be written: Permission denied"):
+                save(folder, 2)
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o755)
+        assert load_checkpoint(path)["global_step"] == 1
+
+
+def test_arguments(tmp_path):
+    io = SafeCheckpointIO()
+    with pytest.raises(TypeError, match="storage_options"):
+        io.save_checkpoint({}, tmp_path / "a.ckpt", storage_options={})
+    with pytest.raises(ValueError, match="local or mounted disk"):
+        io.save_checkpoint({}, "s3://bucket/a.ckpt")
+    with pytest.raises(ValueError, match="`weights_only` must be True or None"):
+        io.load_checkpoint(save(tmp_path, 1), weights_only=False)
+    assert io.load_checkpoint(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*b\.ckpt"):
+        io.load_checkpoint(tmp_path / "b.ckpt")
+
+
+# damaged and hostile files
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("keep", [0, 1, 3, 100, 4000, -1])
+def test_cut_short(keep, manifest, tmp_path):
+    path = save(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:keep])
+    if not manifest:
+        (tmp_path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_flipped_bits(manifest, tmp_path):
+    path = save(tmp_path, 1)
+    good = path.read_bytes()
+    if not manifest:
+        (tmp_path / "manifest.json").unlink()
+    tensor = good.index(torch.ones(8).numpy().tobytes())
+    places = [tensor, tensor + 3999, good.index(b"state_dict")]  # without the list: what the checksums inside cover
+    for place in places + (list(range(0, len(good), 97)) if manifest else []):
+        bad = bytearray(good)
+        bad[place] ^= 1 << (place % 8)
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
+            load_checkpoint(path)
+    path.write_bytes(good)
+    assert load_checkpoint(path)["global_step"] == 1
+
+
+def test_another_file_under_the_name(tmp_path):
+    save(tmp_path, 1, "a")
+    save(tmp_path, 2, "b")
+    shutil.copy(tmp_path / "a.ckpt", tmp_path / "b.ckpt")  # whole, and of the same size
+    with pytest.raises(CheckpointError, match=r"b\.ckpt is damaged: its SHA-256 is not the one in manifest\.json"):
+        load_checkpoint(tmp_path / "b.ckpt")
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_code_in_a_file_is_not_run(form, listed, tmp_path):
+    marker, path = tmp_path / "marker", save(tmp_path, 1)
+    bad = tmp_path / "bad.ckpt"
+    evil = {"state_dict": {}, "optimizer_states": [], "global_step": 9, "evil": Evil(marker)}
+    if form == "pickle":
+        bad.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, bad, _use_new_zipfile_serialization=form == "torch")
+    if listed:  # by one who can write the list too
+        good = tmp_path / "good.ckpt"
+        SafeCheckpointIO().save_checkpoint(content(9), good)
+        listed_entries = entries(tmp_path)
+        listed_entries[-1] |= {
+            "name": bad.name,
+            "size": bad.stat().st_size,
+            "sha256": hashlib.sha256(bad.read_bytes()).hexdigest(),
+            "time": 4e9,
+        }
+        (tmp_path / "manifest.json").write_text(json.dumps({"checkpoints": listed_entries}))
+        good.unlink()
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt (was refused|is damaged|cannot be read)") as caught:
+        load_checkpoint(bad)
+    if form == "torch":
+        assert "touch" in str(caught.value) or "getattr" in str(caught.value)
+    if not listed:
+        os.utime(bad, (4e9, 4e9))
+        with pytest.warns(UserWarning, match=r"bad\.ckpt .* Going on from last\.ckpt"):
+            assert latest_checkpoint(tmp_path) == path
+    assert not marker.exists()
+    torch.load(bad, weights_only=False) if form != "pickle" else pickle.loads(bad.read_bytes())
+    assert marker.exists()  # it was a true trap
+
+
+def test_no_dict(tmp_path):
+    torch.save([1, 2], tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="must hold a dict"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+# the newest whole one
+
+
+def test_latest(tmp_path):
+    assert latest_checkpoint(tmp_path / "none") is None and latest_checkpoint(tmp_path) is None
+    a, b = save(tmp_path, 5, "a"), save(tmp_path, 3, "b")  # newest by time: training was taken back
+    assert latest_checkpoint(str(tmp_path)) == b
+    SafeCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 9}, tmp_path / "weights.ckpt")
+    assert latest_checkpoint(tmp_path) == b  # not from weights alone
+    os.utime(a, (4e9, 4e9))  # copied about: what the list says counts
+    assert latest_checkpoint(tmp_path) == b
+
+
+def test_latest_falls_back_and_says_so(tmp_path):
+    paths = [save(tmp_path, step, f"step={step}") for step in (1, 2, 3)]
+    paths[2].write_bytes(paths[2].read_bytes()[:-1])
+    with pytest.warns(UserWarning) as caught:
+        assert latest_checkpoint(tmp_path) == paths[1]
+    (warning,) = caught
+    text = str(warning.message)
+    assert "\n" not in text and "step=3.ckpt is damaged: it has" in text and "Going on from step=2.ckpt" in text
+    paths[1].write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"step=3\.ckpt .*; .*step=2\.ckpt .* Going on from step=1\.ckpt"):
+        assert latest_checkpoint(tmp_path) == paths[0]
+    paths[0].write_bytes(b"?" * paths[0].stat().st_size)
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used: .*step=1\.ckpt is damaged"):
+        latest_checkpoint(tmp_path)
+
+
+def test_latest_of_one_name(tmp_path):
+    for step in (1, 2):
+        path = save(tmp_path, step)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"Going on from previous-last\.ckpt"):
+        found = latest_checkpoint(tmp_path)
+    assert load_checkpoint(found)["global_step"] == 1
+
+
+def test_latest_without_a_whole_manifest(tmp_path):
+    paths = [save(tmp_path, step, f"step={step}") for step in (1, 2)]
+    for order, path in enumerate(paths):
+        os.utime(path, (1e9 + order, 1e9 + order))
+    (tmp_path / "manifest.json").write_text('{"checkpoints": [{"name"')
+    with pytest.warns(UserWarning, match=r"manifest\.json cannot be read"):
+        assert latest_checkpoint(tmp_path) == paths[1]
+    (tmp_path / "manifest.json").write_text('{"checkpoints": [{"name": 3}]}')
+    with pytest.warns(UserWarning, match=r"manifest\.json cannot be read"):
+        save(tmp_path, 3, "step=3")
+    assert latest_checkpoint(tmp_path) == tmp_path / "step=3.ckpt"
+    (tmp_path / "manifest.json").unlink()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step=3.ckpt"
+    SafeCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "weights.ckpt")
+    (tmp_path / "manifest.json").unlink()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step=3.ckpt"
+
+
+@unix
+def test_latest_with_links(tmp_path):
+    path = save(tmp_path, 1, "step=1")
+    (tmp_path / "last.ckpt").symlink_to("step=1.ckpt")
+    (tmp_path / "gone.ckpt").symlink_to("step=0.ckpt")
+    assert latest_checkpoint(tmp_path) == path
+    assert load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
+        load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_clock_set_back(tmp_path, monkeypatch):
+    save(tmp_path, 1, "a")
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    assert latest_checkpoint(tmp_path) != save(tmp_path, 2, "b") or entries(tmp_path)[0]["time"] > 1e9
+    assert latest_checkpoint(tmp_path) == tmp_path / "b.ckpt"
+
+
+# another model
+
+
+def test_parameters_of_another_model():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    other = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 4, bias=False), nn.Linear(1, 1))
+    check_parameters({"state_dict": net.state_dict()}, net)
+    with pytest.raises(ValueError, match="not those of Sequential") as caught:
+        check_parameters({"state_dict": other.state_dict()}, net, "runs/a.ckpt")
+    text = str(caught.value)
+    assert "runs/a.ckpt" in text and "1 missing: 1.bias" in text and "2 not expected: 2.bias, 2.weight" in text
+    assert "3 of another shape: 0.bias (5,) instead of (3,)" in text
+    with pytest.raises(ValueError, match="no `state_dict`"):
+        check_parameters({"global_step": 1}, net)
+
+
+# with Lightning
+
+
+class Model(pl.LightningModule):
+    def __init__(self, root: Path, rate: float = 0.1, extra=None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Linear(2, 1)
+        self.seen = []
+
+    def training_step(self, batch, index):
+        self.seen.append(self.global_step)
+        return self.net(batch[0]).square().mean()
+
+    def validation_step(self, batch, index):
+        self.log("score", self.net(batch[0]).square().mean())
+
+    def on_load_checkpoint(self, checkpoint):
+        check_parameters(checkpoint, self)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.hparams.rate)
+
+
+def fit(folder: Path, model: pl.LightningModule, epochs: int, ckpt_path: Path | None = None) -> pl.Trainer:
+    data = DataLoader(TensorDataset(torch.ones(4, 2)), 2)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[SafeCheckpointIO()],
+        callbacks=[
+            ModelCheckpoint(folder, "{step}", monitor="score", save_top_k=2, save_last=True),
+            EarlyStopping("score"),
+            EMAWeightAveraging(decay=0.5),
+            RandomState(),
+        ],
+    )
+    trainer.fit(model, data, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_lightning_saves_and_resumes(tmp_path):
+    fit(tmp_path, Model(tmp_path), 3)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"step=4.ckpt", "step=6.ckpt", "last.ckpt", "previous-last.ckpt", "manifest.json"}
+    assert {entry["name"] for entry in entries(tmp_path)} == names - {"manifest.json"}
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["hyper_parameters"] == {"root": str(tmp_path), "rate": 0.1, "extra": None}
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    (tmp_path / "step=6.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="Going on from"):
+        latest = latest_checkpoint(tmp_path)
+    model = Model(tmp_path)
+    trainer = fit(tmp_path, model, 4, latest)
+    assert model.seen == [4, 5, 6, 7] and trainer.global_step == 8
+    loaded = Model.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(loaded.net.weight, load_checkpoint(tmp_path / "last.ckpt")["state_dict"]["net.weight"])
+
+
+def test_lightning_stops_when_it_cannot_save(tmp_path, monkeypatch):
+    def full(folder):
+        if list(tmp_path.glob("*.ckpt")):
+            return SimpleNamespace(free=0)
+        return SimpleNamespace(free=1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    model = Model(tmp_path)
+    with pytest.raises(OSError, match=r"last\.ckpt could not be written: it needs"):
+        fit(tmp_path, model, 3)
+    assert model.seen == [0, 1]
+    assert latest_checkpoint(tmp_path) == tmp_path / "step=2.ckpt"
+
+
+def test_lightning_with_a_module_among_the_hyper_parameters(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning advises against it too
+        model = Model(tmp_path, extra=nn.ReLU())
+    with pytest.raises(CheckpointError, match=r"hyper_parameters\.extra is torch\.nn\.modules\.activation\.ReLU"):
+        fit(tmp_path, model, 1)
+
+
+def test_lightning_with_a_checkpoint_of_another_model(tmp_path):
+    fit(tmp_path, Model(tmp_path), 1)
+    other = Model(tmp_path)
+    other.net = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=r"Model \(2 of another shape: net\.bias \(1,\) instead of \(3,\)"):
+        fit(tmp_path / "other", other, 2, latest_checkpoint(tmp_path))

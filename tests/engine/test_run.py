@@ -1,0 +1,140 @@
+"""Runs from recipes: what they leave behind, that they resume to the last bit, and what they say to wrong recipes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hggraph.engine import load_run
+from hggraph.engine.run import run
+from tests.engine.toys import write_recipe
+
+ROOT = Path(__file__).parents[2]
+
+# of Lightning's own doings
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def fit(recipe: Path, out: Path, *more: str) -> None:
+    run("fit", ["--config", str(recipe), "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Return the folder of a run that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("runs")
+    fit(write_recipe(folder), folder / "alone")
+    return folder / "alone"
+
+
+def test_what_a_run_leaves(alone):
+    found = {str(path.relative_to(alone)) for path in alone.rglob("*") if path.is_file()}
+    assert {"config.yaml", "use.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
+    assert "logs/csv/version_0/metrics.csv" in found
+    assert any(re.fullmatch(r"logs/tensorboard/version_0/events.*", name) for name in found)
+    config = yaml.safe_load((alone / "config.yaml").read_text())
+    assert config["model"]["power"] == 0.9  # with all defaults
+    trained = load_run(alone)
+    assert trained.classes == ("red", "green", "blue") and trained.palette[1] == (0, 255, 0)
+    assert not trained.net.training
+
+
+def test_evaluation_writes_results(alone, tmp_path):
+    run("validate", ["--config", str(alone / "config.yaml")])
+    results = json.loads((alone / "results-val.json").read_text())
+    assert results["checkpoint"].endswith("best.ckpt")
+    assert 0 < results["results"]["miou"] <= 1 and len(results["results"]["iou"]) == 3
+
+
+def test_a_finished_run_is_left_as_it_is(alone):
+    before = weights(alone)
+    fit(alone / "config.yaml", alone)
+    assert all(torch.equal(value, before[name]) for name, value in weights(alone).items())
+
+
+@pytest.mark.parametrize("broken", [0, 5, 11])
+def test_a_bad_image_costs_nothing(alone, broken, tmp_path):
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(OSError, match=f"image {broken} is broken"):
+        fit(recipe, tmp_path / "run", "--data.root", str(broken))
+    fit(recipe, tmp_path / "run")  # mended
+    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(tmp_path / "run").items())
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `viz`")
+    fit(write_recipe(tmp_path, max_epochs=1), tmp_path / "run", "--pictures", "2")
+    (picture,) = (tmp_path / "run" / "pictures").iterdir()
+    assert picture.stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.nett", "3"], "unrecognized arguments: --model.nett 3. Did you mean --model.net"),
+        (["--trainer.max_epoks", "3"], "Did you mean --trainer.max_epochs"),
+        (["--model.net.init_args.widht", "4"], "Option 'widht' is not accepted. Did you mean width"),
+        (["--data.batch_size", "many"], "data.batch_size"),
+        (["--monitor"], "expected one argument"),
+    ],
+)
+def test_wrong_arguments(arguments, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        fit(write_recipe(tmp_path), tmp_path / "run", *arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and "--help lists all options" in error and error.count("\n") < 6
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "said"),
+    [
+        ("trainer", "max_epoch", "Did you mean max_epochs"),
+        ("data", "batchsize", "Did you mean batch_size"),
+        ("model", "optimiser", "Did you mean optimizer"),
+    ],
+)
+def test_wrong_keys_in_a_recipe(part, key, said, tmp_path, capsys):
+    path = write_recipe(tmp_path)
+    recipe = yaml.safe_load(path.read_text())
+    recipe[part][key] = 1
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit):
+        fit(path, tmp_path / "run")
+    assert said in capsys.readouterr().err
+
+
+def test_too_few_images_for_a_step(tmp_path):
+    with pytest.raises(ValueError, match="has 12 samples, fewer than one step takes: 13"):
+        fit(write_recipe(tmp_path), tmp_path / "run", "--data.batch_size", "13")
+
+
+def test_checkpoint_of_another_network(alone, tmp_path, capsys):
+    recipe = yaml.safe_load((alone / "config.yaml").read_text())
+    recipe["model"]["net"]["init_args"]["width"] = 9
+    (alone / "other.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match=r"last\.ckpt are not those of SegmentationTask .* of another shape"):
+        fit(alone / "other.yaml", alone, "--trainer.max_epochs", "4")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """A run killed 20 times, saving included, ends as the one that was left alone, to the last bit."""
+    command = [sys.executable, "-m", "tests.engine.killed_runs", str(tmp_path), "20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"alone": 0, "status": 0, "killed": 20, "steps": [48], "equal": True}
