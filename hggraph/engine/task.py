@@ -34,7 +34,6 @@ class SegmentationTask(lightning.LightningModule):
         power: Exponent of the poly schedule; 0 keeps the learning rate.
         warmup: Steps in which the learning rate first rises from a tenth.
         scheduler: Makes another schedule of the optimiser, with a value for each epoch, in place of these.
-        sigmoid: Update the metric with probabilities of the one class instead of logits.
 
     A batch is a dict with ``"image"`` and ``"mask"``; what else the criterion has losses for stands under the output's
     name, for example ``"orientation"``. Logged are ``train/loss``, ``train/<output>``, ``val/<number>`` and
@@ -58,7 +57,6 @@ class SegmentationTask(lightning.LightningModule):
         power: float = 0.9,
         warmup: int = 0,
         scheduler: SchedulerMaker | None = None,
-        sigmoid: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
@@ -68,7 +66,6 @@ class SegmentationTask(lightning.LightningModule):
         self.power = power
         self.warmup = warmup
         self.make_scheduler = scheduler
-        self.sigmoid = sigmoid
         self.results: dict[str, Any] = {}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -84,8 +81,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Count what the network gets right."""
-        logits = self.net(batch["image"])["out"]
-        self.metric.update(logits.sigmoid() if self.sigmoid else logits, batch["mask"])
+        self.metric.update(self.net(batch["image"])["out"], batch["mask"])
 
     def test_step(self, batch: dict[str, Any], index: int) -> None:
         """Count what the network gets right."""
@@ -116,7 +112,8 @@ class SegmentationTask(lightning.LightningModule):
         self.results = self.metric.compute()  # sums over processes
         self.metric.reset()
         numbers = {name: value for name, value in self.results.items() if torch.as_tensor(value).numel() == 1}
-        self.log_dict({f"{stage}/{name}": float(value) for name, value in numbers.items()})
+        # the same on all processes: their mean is it too
+        self.log_dict({f"{stage}/{name}": float(value) for name, value in numbers.items()}, sync_dist=True)
 
 
 def poly_schedule(optimizer: Optimizer, steps: int, *, power: float = 0.9, warmup: int = 0) -> LRScheduler:

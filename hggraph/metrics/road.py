@@ -17,7 +17,7 @@ from hggraph.metrics.road_routes import OnRoads, Roads
 
 __all__ = ["APLS", "PathSimilarity", "path_similarity"]
 
-_ROUNDING = 1e-9  # relative; the same way cut at other points is as long
+_ROUNDING = 1e-9  # the same way cut at other points is as long; shorter ones are none
 
 
 class PathSimilarity(NamedTuple):
@@ -235,7 +235,7 @@ def _one_way(
     loss, routes, row = 0.0, 0, 0
     for own, found in zip(source.distances(points), other.distances(matched), strict=True):
         later = np.arange(len(points.edge)) > np.arange(row, row + len(own))[:, None]  # each pair once
-        route = np.isfinite(own) & (own >= shortest) & (own > 0) & later
+        route = np.isfinite(own) & (own >= max(shortest, _ROUNDING)) & later
         difference = np.abs(own[route] - found[route]) / own[route]
         loss += float(np.minimum(np.where(difference < _ROUNDING, 0, difference), 1).sum())
         routes += len(difference)
