@@ -44,7 +44,7 @@ class SegmentationTask(lightning.LightningModule):
         >>> from hggraph.models import hg_resnet
         >>> from hggraph.nn import CrossEntropy, OutputLoss
         >>> task = SegmentationTask(hg_resnet(18, num_classes=3), OutputLoss(CrossEntropy()), MeanIoU(3))
-        >>> task(torch.rand(1, 3, 64, 64))["out"].shape
+        >>> task.eval()(torch.rand(1, 3, 64, 64))["out"].shape
         torch.Size([1, 3, 64, 64])
     """
 
@@ -134,7 +134,7 @@ def poly_schedule(optimizer: Optimizer, steps: int, *, power: float = 0.9, warmu
         >>> rates = []
         >>> for _ in range(4):
         ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
-        ...     optimizer.step(), schedule.step()
+        ...     _ = optimizer.step(), schedule.step()
         >>> rates
         [1.0, 0.75, 0.5, 0.25]
     """

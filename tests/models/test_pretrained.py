@@ -110,7 +110,7 @@ def test_card_says_what_the_evaluation_says(tmp_path):
         "seen": np.array([7, 0]),
         "table": [[1, 2, 3]],
     }
-    evaluation = {"dataset": "a|b", "split": "test", "checkpoint": "/home/me/runs/best.ckpt", "results": results}
+    evaluation = {"dataset": "a|b", "split": "test", "checkpoint": "/data/me/runs/best.ckpt", "results": results}
     path = tmp_path / "results-test.json"
     plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in results.items()}
     path.write_text(json.dumps(evaluation | {"results": plain}))
@@ -145,7 +145,7 @@ def test_card_says_what_the_evaluation_says(tmp_path):
             config["files"]["model.safetensors"]["sha256"],
         ):
             assert line in card
-        assert "/home/me" not in card + json.dumps(config)
+        assert "/data/me" not in card + json.dumps(config)
         head = card.split("---\n")[1]
         yaml = pytest.importorskip("yaml")
         found = yaml.safe_load(head)
