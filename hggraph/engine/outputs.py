@@ -11,18 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from hggraph._files import write_atomically
+from hggraph.data.palettes import Color, voc_colors
 
 __all__ = ["Color", "check_palette", "class_colors", "save_labels", "save_overlay", "save_probabilities"]
-
-Color = tuple[int, int, int]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def class_colors(num_classes: int) -> list[Color]:
     """Return colours that tell classes apart, class 0 black: those of the PASCAL VOC label pictures.
-
-    Class c has bit 7 - i of red, green and blue from bits 3 i, 3 i + 1 and 3 i + 2 of c.
 
     Args:
         num_classes: Classes; the first 256 colours differ, then they begin again.
@@ -34,9 +31,8 @@ def class_colors(num_classes: int) -> list[Color]:
         >>> class_colors(4)
         [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
     """
-    return [
-        (_spread(label), _spread(label >> 1), _spread(label >> 2)) for label in (i % 256 for i in range(num_classes))
-    ]
+    colors = voc_colors(256)
+    return [colors[label % 256] for label in range(num_classes)]
 
 
 def check_palette(palette: Sequence[Color], num_classes: int) -> list[Color]:
@@ -183,11 +179,6 @@ def save_overlay(
     mixed = photo + (table[values] - photo) * weight[..., None]
     picture = Image.fromarray(mixed.round().astype(np.uint8))
     write_atomically(path, lambda temporary: picture.save(temporary, quality=92))
-
-
-def _spread(label: int) -> int:
-    """Put bits 0, 3 and 6 of a label into bits 7, 6 and 5."""
-    return (label & 1) << 7 | (label >> 3 & 1) << 6 | (label >> 6 & 1) << 5
 
 
 def _table(palette: Sequence[Color] | None, num_classes: int, length: int) -> NDArray[np.uint8]:

@@ -133,10 +133,9 @@ def predict_raster(
             run = [i for i, (_, valid) in enumerate(read) if valid.any() or not known]
             found = predictor.whole(torch.stack([read[i][0] for i in run])) if run else torch.empty(0)
             known[:] = known or [found.shape[1]]
-            values = torch.zeros(len(places), known[0] + 1, *sides)
-            for i, some in zip(run, found, strict=True):
-                values[i, :-1] = some
-            for value, (_, valid) in zip(values, read, strict=True):
+            values, parts = torch.empty(len(places), known[0] + 1, *sides), iter(found)
+            for i, (value, (_, valid)) in enumerate(zip(values, read, strict=True)):
+                value[:-1] = next(parts) if i in run else 0
                 value[-1] = valid
             return values
 

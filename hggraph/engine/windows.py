@@ -156,7 +156,7 @@ def _strip(
             part = carry.new_zeros(carry.shape[0], y + height - top, x + width - done)
             part[:, : side.shape[1], : side.shape[2]] = side
             area = row_weight[:, None] * weight[begin - x :]
-            part[:, y - top :, begin - done :] += next(values)[:, :, begin - x :] * area
+            part[:, y - top :, begin - done :].addcmul_(next(values)[:, :, begin - x :], area)
             side, part = part[:, :, until - done :], part[:, :, : until - done]
             above = carry[:, :, done - left : until - left]
             part[:, :carried] += above[:, :carried]

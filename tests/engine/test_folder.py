@@ -209,6 +209,7 @@ def test_names(tmp_path):
     assert names("x/1.png", "x/1.jpg") == ["x_1", "x_1-2"]
     assert names("x/a.png", "y/A.png", "x_a.png") == ["x_a", "y_A", "x_a-2"]
     assert names("z/x/1.png", "w/x/1.png", "w/x/1.jpg") == ["x_1", "x_1-2", "x_1-3"]
+    assert names("x/a.png", "y/a.png", "X_A.png") == ["x_a", "y_a", "X_A-2"]
     assert names() == []
 
 

@@ -128,21 +128,27 @@ def test_probabilities_that_cannot_be_written(tmp_path, found, name, text):
     assert not list(tmp_path.iterdir())
 
 
-def test_overlay_is_the_mixture(tmp_path):
+@pytest.mark.parametrize("lying", [False, True])
+def test_overlay_is_the_mixture(tmp_path, lying):
     """Inside, opacity times the colour; where labels meet, half of the photo that was left; hidden ones unpainted."""
     image = torch.rand(3, 6, 12)
     labels = torch.zeros(6, 12, dtype=torch.long)
     labels[:, 4:8], labels[:, 8:] = 1, 255
-    save_overlay(image, labels, tmp_path / "a.png", PALETTE, opacity=0.4)
-    found = np.array(opened(tmp_path / "a.png")).astype(float)
+
+    def overlay(**options):
+        given = (image.transpose(1, 2), labels.t()) if lying else (image, labels)
+        save_overlay(*given, tmp_path / "a.png", PALETTE, opacity=0.4, **options)
+        found = np.array(opened(tmp_path / "a.png")).astype(float)
+        return found.transpose(1, 0, 2) if lying else found
+
+    found = overlay()
     photo = image.permute(1, 2, 0).numpy() * 255
     for column in range(12):
         color = np.array(PALETTE[min(labels[0, column].item(), 1)])
         weight = 0 if column >= 8 else 0.7 if column in (3, 4, 7) else 0.4
         expected = (1 - weight) * photo[:, column] + weight * color
         np.testing.assert_allclose(found[:, column], expected, rtol=0, atol=0.51)
-    save_overlay(image, labels, tmp_path / "b.png", PALETTE, opacity=0.4, hidden=(0, 1, 255))
-    np.testing.assert_allclose(np.array(opened(tmp_path / "b.png")), photo, rtol=0, atol=0.51)
+    np.testing.assert_allclose(overlay(hidden=(0, 1, 255)), photo, rtol=0, atol=0.51)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".tif"])
