@@ -1,14 +1,15 @@
-"""Writing a file so that its name never stands for half of it."""
+"""Names for results, and writing a file so that its name never stands for half of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["unique_names", "write_atomically"]
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -51,6 +52,29 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         raise
     with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
         _flush_to_disk(path.parent)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name without suffix for each file: its own; where several share it, with the folder's; with a number.
+
+    Names that differ in upper and lower case alone count as shared, since some file systems ignore case.
+
+    Example:
+        >>> unique_names([Path("a/1.png"), Path("b/1.png"), Path("b/1.jpg"), Path("b/2.jpg")])
+        ['a_1', 'b_1', 'b_1-2', '2']
+    """
+    count = Counter(path.stem.casefold() for path in paths)
+    names = [
+        path.stem if count[path.stem.casefold()] == 1 else f"{path.resolve().parent.name}_{path.stem}" for path in paths
+    ]
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        number = 1
+        while names[i].casefold() in taken:
+            number += 1
+            names[i] = f"{name}-{number}"
+        taken.add(names[i].casefold())
+    return names
 
 
 def _flush_to_disk(path: Path) -> None:

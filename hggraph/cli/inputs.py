@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from hggraph._files import unique_names
 from hggraph.data import ImageError, list_images
 
 __all__ = ["Job", "plan_jobs"]
@@ -59,7 +59,7 @@ def plan_jobs(paths: list[Path], out: Path, endings: list[str], attention: Path 
     if not paths:
         jobs = [Job(SAMPLE)]
     else:
-        jobs = [Job(name, image) for name, image in zip(_names(images), images, strict=True)]
+        jobs = [Job(name, image) for name, image in zip(unique_names(images), images, strict=True)]
     if attention is not None:
         jobs = [Job(job.name, job.image, _map_for(job, attention, maps)) for job in jobs]
     inputs = {path.resolve(): path for path in [*images, *maps]}
@@ -69,27 +69,6 @@ def plan_jobs(paths: list[Path], out: Path, endings: list[str], attention: Path 
             if overwritten is not None:
                 raise typer.BadParameter(f"the results would be written over {overwritten}; choose another --out.")
     return jobs
-
-
-def _names(images: list[Path]) -> list[str]:
-    """Return the stems; where some are equal, with their folder's name; then with a number."""
-
-    def repeated(names: list[str]) -> list[bool]:
-        count = Counter(name.casefold() for name in names)  # as file systems that ignore case see it
-        return [count[name.casefold()] > 1 for name in names]
-
-    names = [image.stem for image in images]
-    for i, again in enumerate(repeated(names)):
-        if again:
-            names[i] = f"{images[i].resolve().parent.name}_{names[i]}"
-    taken: set[str] = set()
-    for i, name in enumerate(names):
-        number = 1
-        while names[i].casefold() in taken:
-            number += 1
-            names[i] = f"{name}-{number}"
-        taken.add(names[i].casefold())
-    return names
 
 
 def _map_for(job: Job, attention: Path, maps: list[Path]) -> Path:

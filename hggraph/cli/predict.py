@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hggraph._files import unique_names
 
 if TYPE_CHECKING:
     from hggraph.engine.predictor import Predictor
@@ -38,7 +40,10 @@ def predict(
     window: Annotated[
         int | None, typer.Option(metavar="N", min=16, help="Side of overlapping windows; whole images without.")
     ] = None,
-    overlap: Annotated[float, typer.Option(metavar="F", min=0, max=0.9, help="Overlap of windows.")] = 0.5,
+    overlap: Annotated[
+        float | None,
+        typer.Option(metavar="F", min=0, max=0.9, help="Overlap of windows: 0.5, of rasters 0.125, without."),
+    ] = None,
     scale: Annotated[
         list[float] | None, typer.Option(metavar="S", help="Average over sizes: --scale 0.75 --scale 1 --scale 1.25.")
     ] = None,
@@ -46,6 +51,20 @@ def predict(
     overlay: Annotated[bool, typer.Option(help="Write the labels over the photo too.")] = True,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities too.")] = False,
     regions: Annotated[bool, typer.Option("--regions", help="Write the network's region graphs too.")] = False,
+    bands: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="A raster's bands for the network, in order: --bands 4 --bands 3."),
+    ] = None,
+    full_scale: Annotated[
+        float | None, typer.Option(metavar="X", help="A raster's number that is 1, such as 10000 for reflectances.")
+    ] = None,
+    nodata: Annotated[
+        float | None, typer.Option(metavar="X", help="A raster's number for no data, if the file does not say it.")
+    ] = None,
+    bounds: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(metavar="LEFT BOTTOM RIGHT TOP", help="Part of a raster, in its coordinates."),
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.")] = None,
 ) -> None:
     """Predict the class of every pixel with a trained network.
@@ -64,11 +83,29 @@ def predict(
     trained = _load(model)
     where = device or _best_device()
     predictor = Predictor(
-        trained.net, window=window, overlap=overlap, scales=tuple(scale or (1.0,)), flip=flip, device=where
+        trained.net,
+        window=window,
+        overlap=0.5 if overlap is None else overlap,
+        scales=tuple(scale or (1.0,)),
+        flip=flip,
+        device=where,
     )
     console = Console(stderr=True)
     rasters = [path for path in images if _is_raster(path)]
-    failed = sum(not _predict_raster(predictor, trained, path, out, window, probabilities, console) for path in rasters)
+    options = {
+        "window": window or 1024,
+        "overlap": 0.125 if overlap is None else overlap,
+        "bands": bands or None,
+        "full_scale": full_scale,
+        "nodata": nodata,
+        "bounds": bounds,
+        "probabilities": probabilities,
+    }
+    names = unique_names(rasters)
+    failed = sum(
+        not _predict_raster(predictor, trained, path, out / f"{name}.tif", options, console)
+        for path, name in zip(rasters, names, strict=True)
+    )
     others = [path for path in images if path not in rasters]
     if others:
         done = predict_folder(
@@ -126,14 +163,13 @@ def _predict_raster(
     trained: Trained,
     path: Path,
     out: Path,
-    window: int | None,
-    probabilities: bool,
+    options: dict[str, Any],
     console: Console,
 ) -> bool:
     """Predict a raster with a progress bar; report a failure and return False."""
     from hggraph.engine.raster import predict_raster
 
-    out.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -146,12 +182,11 @@ def _predict_raster(
             written = predict_raster(
                 predictor,
                 path,
-                out / f"{path.stem}.tif",
+                out,
                 mean=trained.mean,
                 std=trained.std,
-                window=window or 1024,
                 palette=trained.palette or None,
-                probabilities=probabilities,
+                **options,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         except (ValueError, OSError) as error:

@@ -5,9 +5,15 @@ from hggraph.engine.checkpoint import SafeCheckpointIO as SafeCheckpointIO
 from hggraph.engine.checkpoint import latest_checkpoint as latest_checkpoint
 from hggraph.engine.data_module import ImageData as ImageData
 from hggraph.engine.folder import predict_folder as predict_folder
+from hggraph.engine.outputs import save_labels as save_labels
+from hggraph.engine.outputs import save_overlay as save_overlay
+from hggraph.engine.outputs import save_probabilities as save_probabilities
 from hggraph.engine.predictor import Predictor as Predictor
+from hggraph.engine.predictor import to_labels as to_labels
 from hggraph.engine.random_state import RandomState as RandomState
 from hggraph.engine.raster import predict_raster as predict_raster
 from hggraph.engine.task import SegmentationTask as SegmentationTask
 from hggraph.engine.trained import Trained as Trained
 from hggraph.engine.trained import load_run as load_run
+from hggraph.engine.trained import load_trained as load_trained
+from hggraph.engine.trained import publish as publish

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
+from hggraph._files import unique_names
 from hggraph.data.graph_file import save_graph
 from hggraph.data.image import MAX_PIXELS, list_images, load_image
 from hggraph.engine.outputs import Color, check_palette, save_labels, save_overlay, save_probabilities
 from hggraph.engine.predictor import Predictor, to_labels
 
-__all__ = ["FolderPrediction", "predict_folder", "unique_names"]
+__all__ = ["FolderPrediction", "predict_folder"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -154,29 +154,6 @@ def predict_folder(
                 done[path] = name
             advance()
     return FolderPrediction(done, failed, time.perf_counter() - start)
-
-
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name without suffix for each file: its own; where several share it, with the folder's; with a number.
-
-    Names that differ in upper and lower case alone count as shared, since some file systems ignore case.
-
-    Example:
-        >>> unique_names([Path("a/1.png"), Path("b/1.png"), Path("b/1.jpg"), Path("b/2.jpg")])
-        ['a_1', 'b_1', 'b_1-2', '2']
-    """
-    count = Counter(path.stem.casefold() for path in paths)
-    names = [
-        path.stem if count[path.stem.casefold()] == 1 else f"{path.resolve().parent.name}_{path.stem}" for path in paths
-    ]
-    taken: set[str] = set()
-    for i, name in enumerate(names):
-        number = 1
-        while names[i].casefold() in taken:
-            number += 1
-            names[i] = f"{name}-{number}"
-        taken.add(names[i].casefold())
-    return names
 
 
 def _normaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:

@@ -106,7 +106,8 @@ def load_trained(path_or_hub_id: str | Path) -> Trained:
     net = from_pretrained(path_or_hub_id)
     plain = [0.0] * net.in_channels, [1.0] * net.in_channels
     mean, std = (tuple(config.get(key) or default) for key, default in zip(("mean", "std"), plain, strict=True))
-    return Trained(net, tuple(config.get("classes") or ()), (), mean, std)
+    palette = tuple(_color(color) for color in config.get("palette") or ())
+    return Trained(net, tuple(config.get("classes") or ()), palette, mean, std)
 
 
 def publish(run: str | Path, folder: str | Path, *, description: str = "", license_id: str | None = None) -> Path:
@@ -143,6 +144,7 @@ def publish(run: str | Path, folder: str | Path, *, description: str = "", licen
         model=recipe["class_path"].rpartition(".")[2],
         arguments=arguments,
         classes=trained.classes or None,
+        palette=trained.palette or None,
         mean=trained.mean,
         std=trained.std,
         evaluation=next((path for path in found if path.is_file()), None),

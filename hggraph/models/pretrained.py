@@ -42,6 +42,7 @@ def save_pretrained(
     model: str,
     arguments: Mapping[str, Any],
     classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     evaluation: Mapping[str, Any] | str | Path | None = None,
@@ -62,6 +63,7 @@ def save_pretrained(
         arguments: The arguments that it was made with, by name: numbers, text, lists, and a `SoftSLIC`, which is
             described by its options. Those left out are written with their defaults; ``pretrained`` is not written.
         classes: Names, one for each channel of the logits.
+        palette: Red, green and blue from 0 to 255 of each class.
         mean: What was subtracted from the channels of images in [0, 1].
         std: What they were divided by.
         evaluation: What was measured, as ``hggraph test`` writes it: a dict with a dict of numbers and lists under
@@ -101,7 +103,7 @@ def save_pretrained(
             f"This network is not the one that {model} makes with these `arguments`: {error} Give those that it was "
             f"made with, and the network before `fold()`; it can be folded after it is loaded."
         ) from error
-    _check_parts(net, classes, mean, std)
+    _check_parts(net, classes, palette, mean, std)
     config: dict[str, Any] = {
         "format": FORMAT,
         "hggraph": _version(),
@@ -111,6 +113,7 @@ def save_pretrained(
         "model": model,
         "arguments": described,
         "classes": None if classes is None else list(classes),
+        "palette": None if palette is None else [list(color) for color in palette],
         "mean": None if mean is None else [float(value) for value in mean],
         "std": None if std is None else [float(value) for value in std],
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
@@ -161,7 +164,7 @@ def from_pretrained(path_or_hub_id: str | Path, *, revision: str | None = None) 
 
 
 def pretrained_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> dict[str, Any]:
-    """Return what is known of a published network: ``"classes"``, ``"mean"``, ``"std"``, ``"evaluation"`` and more.
+    """Return what is known of a published network: what was given to `save_pretrained`, ``"classes"`` for example.
 
     Args:
         path_or_hub_id: As for `from_pretrained`; so are the errors.
@@ -273,10 +276,19 @@ def _clusterer(described: dict[str, Any]) -> SoftSLIC:
 
 
 def _check_parts(
-    net: SegmentationNetwork, classes: Sequence[str] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    net: SegmentationNetwork,
+    classes: Sequence[str] | None,
+    palette: Sequence[Sequence[int]] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> None:
     if classes is not None and len(classes) != net.num_classes:
         raise ValueError(f"`classes` must be {net.num_classes} names, got {len(classes)}.")
+    for color in palette or ():
+        if len(color) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+            raise ValueError(f"`palette` must hold red, green and blue from 0 to 255, got {color!r}.")
+    if palette is not None and len(palette) < max(net.num_classes, 2):
+        raise ValueError(f"`palette` must have {max(net.num_classes, 2)} colours, got {len(palette)}.")
     if (mean is None) != (std is None):
         raise ValueError("`mean` and `std` must be given together.")
     for name, values in (("mean", mean), ("std", std)):

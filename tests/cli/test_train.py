@@ -74,6 +74,30 @@ def test_predict_a_raster(run, tmp_path):
         assert labels.read(1).max() < 3
 
 
+def test_a_part_of_a_raster_with_other_bands(run, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(1, 10001, (4, 50, 70), dtype=np.uint16)
+    profile = {"driver": "GTiff", "height": 50, "width": 70, "dtype": "uint16", "crs": "EPSG:32633"}
+    places = {"a": rasterio.Affine(2, 0, 500, 0, -2, 900), "b": rasterio.Affine(2, 0, 520, 0, -2, 880)}
+    # the part alone, its bands in the network's order, against the part of the whole
+    for name, part in (("a", pixels), ("b", pixels[[3, 1, 0], 10:40, 10:50])):
+        sizes = {"count": len(part), "height": part.shape[1], "width": part.shape[2], "transform": places[name]}
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile | sizes) as file:
+            file.write(part)
+    common = ("--model", run, "--out", tmp_path / "out", "--full-scale", 10000, "--probabilities", "--window", 32)
+    common += ("--overlap", 0.25)
+    bands = [word for band in (4, 2, 1) for word in ("--bands", band)]
+    assert invoke("predict", tmp_path / "b.tif", *common).exit_code == 0
+    done = invoke("predict", tmp_path / "a.tif", *common, *bands, "--bounds", 520, 820, 600, 880, "--nodata", 0)
+    assert done.exit_code == 0, done.output
+    found = []
+    for name in "ab":
+        with rasterio.open(tmp_path / "out" / f"{name}_probabilities.tif") as file:
+            assert file.bounds == (520, 820, 600, 880)
+            found.append(file.read())
+    assert np.array_equal(*found) and found[0].std() > 0
+
+
 def test_wrong_model(photos, tmp_path):
     done = invoke("predict", photos, "--model", tmp_path / "no run", "--out", tmp_path / "out")
     assert done.exit_code == 2 and "--model" in done.output and not (tmp_path / "out").exists()

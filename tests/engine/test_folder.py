@@ -11,9 +11,10 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from hggraph._files import unique_names
 from hggraph.data import ImageError, load_graph, load_image
 from hggraph.engine import folder as folder_module
-from hggraph.engine.folder import predict_folder, unique_names
+from hggraph.engine.folder import predict_folder
 from hggraph.engine.outputs import class_colors
 from hggraph.engine.predictor import Predictor
 from hggraph.models import hg_resnet

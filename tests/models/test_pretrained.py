@@ -123,6 +123,7 @@ def test_card_says_what_the_evaluation_says(tmp_path):
             model="hg_orientation",
             arguments=SMALL,
             classes=CLASSES,
+            palette=[(0, 0, 0), (255, 0, 0)],
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
             evaluation=given,
@@ -131,6 +132,7 @@ def test_card_says_what_the_evaluation_says(tmp_path):
         config = pretrained_config(folder)
         assert config["evaluation"]["results"] == plain | {"iou": [0.5, None]}
         assert config["classes"] == CLASSES and config["mean"] == [0.5, 0.5, 0.5]
+        assert config["palette"] == [[0, 0, 0], [255, 0, 0]]
         card = (folder / "README.md").read_text()
         assert card == model_card(config)
         for line in (
