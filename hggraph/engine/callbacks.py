@@ -11,7 +11,9 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
 from hggraph.engine.loading import SeededSamples
@@ -98,7 +100,7 @@ class SamplePictures(Callback):
 
 
 class Results(Callback):
-    """Write what ``validate`` and ``test`` found into ``results-<stage>.json`` of the run, and print its table."""
+    """Write what ``validate`` and ``test`` found into ``results-<stage>.json`` of the run, and print its tables."""
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the results of a test."""
@@ -110,13 +112,27 @@ class Results(Callback):
             self._write(trainer, pl_module, "val")
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        dataset = trainer.datamodule.dataset(stage)  # type: ignore[attr-defined]
+        metric = pl_module.metric
+        metrics: list[Any] = list(metric.values()) if isinstance(metric, MetricCollection) else [metric]
+        names = getattr(dataset, "classes", ())
+        tables = [  # sums over processes
+            one.table(names if len(names) == one.num_classes else None) for one in metrics if hasattr(one, "table")
+        ]
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        found = {"checkpoint": str(trainer.ckpt_path or ""), "results": _plain(pl_module.results)}
+        found = {
+            "dataset": type(dataset).__name__,
+            "split": trainer.datamodule.splits[stage],  # type: ignore[attr-defined]
+            "checkpoint": str(trainer.ckpt_path or ""),
+            "results": _plain(pl_module.results),
+        }
         text = json.dumps(found, indent=1)
         write_atomically(folder / f"results-{stage}.json", lambda path: path.write_text(text, encoding="utf-8"))
+        for table in tables:
+            Console().print(table)
 
 
 def _predict(task: lightning.LightningModule, image: Tensor) -> Tensor:

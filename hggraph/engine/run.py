@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -43,6 +44,8 @@ def run(command: str, arguments: list[str]) -> None:
     Raises:
         SystemExit: if the arguments are wrong, after saying how, or only ask for help.
     """
+    # rank_zero: Lightning recommends its makers' other products there, besides saying what it does
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Lightning's use of jsonargparse
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # and of torch
@@ -68,6 +71,10 @@ def run(command: str, arguments: list[str]) -> None:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=newest)
         else:
             getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=best_checkpoint(folder))
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡 Tip:")
 
 
 class _Parser(LightningArgumentParser):

@@ -79,6 +79,14 @@ class SegmentationTask(lightning.LightningModule):
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch["image"]))
         return losses["loss"]
 
+    def on_validation_epoch_start(self) -> None:
+        """Count anew."""
+        self.metric.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Count anew."""
+        self.metric.reset()
+
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Count what the network gets right."""
         self.metric.update(self.net(batch["image"])["out"], batch["mask"])
@@ -110,7 +118,6 @@ class SegmentationTask(lightning.LightningModule):
 
     def _finish(self, stage: str) -> None:
         self.results = self.metric.compute()  # sums over processes
-        self.metric.reset()
         numbers = {name: value for name, value in self.results.items() if torch.as_tensor(value).numel() == 1}
         # the same on all processes: their mean is it too
         self.log_dict({f"{stage}/{name}": float(value) for name, value in numbers.items()}, sync_dist=True)

@@ -31,7 +31,7 @@ def check_ignore_index(ignore_index: int, num_classes: int) -> int:
     return ignore_index
 
 
-def check_names(class_names: Sequence[str] | None, num_classes: int, report: Sequence[str]) -> list[str]:
+def check_names(class_names: Sequence[str] | None, num_classes: int, report: Sequence[str] = ()) -> list[str]:
     """Return a name for each class, those given or the numbers; raise if `report` has another one."""
     names = [str(k) for k in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes or len(set(names)) != num_classes:

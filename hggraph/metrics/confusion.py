@@ -143,12 +143,18 @@ class MeanIoU(_PixelCounts):
         named = {f"iou_{name}": iou[self.class_names.index(name)] for name in self.report}
         return {**single, **named, "iou": iou, "accuracy": accuracy, "pixels": of_class}
 
-    def table(self) -> Table:
+    def table(self, class_names: Sequence[str] | None = None) -> Table:
         """Return a table of the classes for the terminal, with the means in its last row.
+
+        Args:
+            class_names: A name for each class, in place of the metric's own.
 
         Returns:
             A rich table: per class the IoU and accuracy in percent and its share of the pixels; "-" for a class that
             is left out. With several processes call it on all of them: the counts are summed first.
+
+        Raises:
+            ValueError: if there are more or fewer names than classes.
 
         Example:
             >>> metric = MeanIoU(2, class_names=["ground", "road"])
@@ -164,7 +170,8 @@ class MeanIoU(_PixelCounts):
         table = Table("class")
         for head in ("IoU, %", "accuracy, %", "pixels, %"):
             table.add_column(head, justify="right")
-        for name, *row in zip(self.class_names, result["iou"], result["accuracy"], share, strict=True):
+        names = self.class_names if class_names is None else check_names(class_names, self.num_classes)
+        for name, *row in zip(names, result["iou"], result["accuracy"], share, strict=True):
             table.add_row(name, *map(_percent, row))
         table.add_section()
         table.add_row("mean", _percent(result["miou"]), _percent(result["mean_accuracy"]), "")

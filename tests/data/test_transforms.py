@@ -12,42 +12,7 @@ from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from hggraph.data.transforms import EvalTransform, TrainTransform
-
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-sides = st.integers(1, 40)
-
-
-def ramp(height, width):
-    """Return a sample whose colours say where they are: (column, row, 255) in 255ths; the mask holds the column."""
-    columns = torch.arange(width).expand(height, width)
-    rows = torch.arange(height)[:, None].expand(height, width)
-    image = torch.stack([columns, rows, torch.full((height, width), 255)]) / 255
-    return {"image": tv_tensors.Image(image), "mask": tv_tensors.Mask(columns.to(torch.uint8)), "name": "ramp"}
-
-
-def blobs(height, width):
-    """Return a sample of uint8 whose colour encodes its class: 1 to 5 in bands of many pixels."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    label = 1 + (x // 20 + y // 17) % 5
-    image = torch.stack([label * 50, 255 - label * 50, label * 20 + 100]).to(torch.uint8)
-    return {"image": tv_tensors.Image(image), "mask": tv_tensors.Mask(label.to(torch.uint8)), "name": "blobs"}
-
-
-def objects():
-    """Return a sample with three rectangles, their boxes and masks."""
-    corners = torch.tensor([[10, 8, 22, 20], [40, 5, 58, 12], [30, 25, 50, 46]])
-    masks = torch.zeros(3, 48, 64, dtype=torch.uint8)
-    for mask, (x0, y0, x1, y1) in zip(masks, corners.tolist(), strict=True):
-        mask[y0:y1, x0:x1] = 1
-    label = (masks * torch.tensor([1, 2, 3])[:, None, None]).sum(0).to(torch.uint8)
-    return {
-        "image": tv_tensors.Image((label * 60 + 10).expand(3, 48, 64).contiguous()),
-        "mask": tv_tensors.Mask(label),
-        "masks": tv_tensors.Mask(masks),
-        "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(48, 64)),
-        "labels": torch.tensor([1, 2, 3]),
-        "name": "objects",
-    }
+from tests.data.samples import PLAIN, blobs, objects, ramp, sides
 
 
 def inner(mask, away=1):
@@ -349,66 +314,6 @@ def test_large_ignored_labels():
     assert set(out["mask"].unique().tolist()) == {-1, 300}
 
 
-@given(sides, sides, sides, st.integers(1, 9))
-def test_long_side_and_padding(height, width, long_side, multiple):
-    transform = EvalTransform(long_side=long_side, multiple=multiple, **PLAIN)
-    out = transform(ramp(height, width))
-    scale = long_side / max(height, width)
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    assert max(tall, wide) == long_side
-    assert out["image"].shape[1:] == (math.ceil(tall / multiple) * multiple, math.ceil(wide / multiple) * multiple)
-    assert out["size"] == (height, width)
-    padded = out["mask"] == 255
-    assert not padded[:tall, :wide].any() and padded.sum() == padded.numel() - tall * wide
-    assert torch.equal(padded, (out["image"] == 0).all(0))
-    logits = torch.randn(2, 3, *out["image"].shape[1:])
-    assert transform.undo(logits, out["size"]).shape == (2, 3, height, width)
-
-
-@settings(max_examples=50)
-@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 3), st.integers(1, 9))
-def test_undo_brings_labels_back(height, width, factor, multiple):
-    """Logits that say the transformed mask, brought back, say the mask."""
-    transform = EvalTransform(size=(height * factor, width * factor), multiple=multiple)
-    sample = blobs(height, width)
-    out = transform(sample)
-    logits = torch.nn.functional.one_hot(out["mask"].clamp(max=6), 7).movedim(-1, 0).float()
-    back = transform.undo(logits, out["size"]).argmax(0)
-    assert torch.equal(back, sample["mask"].long())
-    assert torch.equal(transform.undo(logits[None], out["size"])[0].argmax(0), back)
-
-
-def test_undo_is_aligned_with_the_image():
-    """What lies at a column of the transformed image comes back to that column."""
-    transform = EvalTransform(size=(24, 40), **PLAIN)
-    out = transform(ramp(48, 64))
-    back = transform.undo(out["image"], (48, 64))
-    torch.testing.assert_close(back[0, 3:-3, 3:-3] * 255, torch.arange(3.0, 61).expand(42, 58), atol=0.06, rtol=0)
-
-
-def test_evaluation_as_it_is():
-    transform = EvalTransform()
-    out = transform(blobs(20, 30))
-    assert torch.equal(out["mask"], blobs(20, 30)["mask"].long())
-    mean, std = torch.tensor(transform.mean)[:, None, None], torch.tensor(transform.std)[:, None, None]
-    torch.testing.assert_close(out["image"], (blobs(20, 30)["image"] / 255 - mean) / std)
-    logits = torch.randn(4, 20, 30)
-    assert transform.undo(logits, (20, 30)) is logits or torch.equal(transform.undo(logits, (20, 30)), logits)
-
-
-def test_mask_left_in_its_own_pixels():
-    sample = objects()
-    out = EvalTransform(long_side=30, multiple=8, resize_mask=False)(sample)
-    assert out["image"].shape == (3, 24, 32)
-    assert torch.equal(out["mask"], sample["mask"].long()) and out["mask"].dtype == torch.int64
-    assert torch.equal(out["boxes"], sample["boxes"].float()) and out["boxes"].canvas_size == (48, 64)
-
-
-def test_evaluation_keeps_every_box():
-    out = EvalTransform(size=(3, 4))(objects())
-    assert len(out["boxes"]) == 3 and out["labels"].tolist() == [1, 2, 3]
-
-
 def test_batches():
     for transform in (TrainTransform((16, 16)), EvalTransform(size=(16, 16))):
         batch = default_collate([transform(blobs(20, 30)), transform(blobs(33, 21))])
@@ -454,22 +359,6 @@ def test_bad_training_options(options, text):
         TrainTransform(**{"crop": (4, 4)} | options)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"size": (4, 4), "long_side": 5}, "`size` or `long_side`, not both"),
-        ({"size": (4,)}, "`size` must be"),
-        ({"long_side": 0}, "`long_side`"),
-        ({"multiple": 2.5}, "`multiple`"),
-        ({"resize_mask": None}, "`resize_mask`"),
-        ({"mean": [], "std": []}, "a number for each channel"),
-    ],
-)
-def test_bad_evaluation_options(options, text):
-    with pytest.raises(ValueError, match=text):
-        EvalTransform(**options)
-
-
 @pytest.mark.parametrize("transform", [TrainTransform((8, 8)), EvalTransform()])
 def test_bad_samples(transform):
     good = objects()
@@ -497,13 +386,3 @@ def test_bad_samples(transform):
             transform(good | change)
     with pytest.raises(TypeError, match="The sample must have"):
         transform({})
-
-
-def test_bad_undo():
-    transform = EvalTransform(long_side=30, multiple=16)
-    with pytest.raises(
-        ValueError, match=r"\(B, K, 32, 32\) or \(K, 32, 32\) for an image of 40 x 60, got \(5, 20, 30\)"
-    ):
-        transform.undo(torch.rand(5, 20, 30), (40, 60))
-    with pytest.raises(ValueError, match="`size` must be"):
-        transform.undo(torch.rand(5, 32, 32), 40)

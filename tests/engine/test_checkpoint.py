@@ -1,4 +1,4 @@
-"""Checkpoints: whole after any crash, refused when altered, and never a way to run code."""
+"""Checkpoints come back as they were, are refused when altered, and are never a way to run code."""
 
 import errno
 import hashlib
@@ -6,22 +6,14 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import tempfile
-import warnings
-from collections import OrderedDict
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from hggraph.engine.checkpoint import (
     CheckpointError,
@@ -30,74 +22,9 @@ from hggraph.engine.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
 )
-from hggraph.engine.random_state import RandomState
+from tests.engine.checkpoints import content, entries, save
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),  # in Lightning
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
-ROOT = Path(__file__).parents[2]
 unix = pytest.mark.skipif(os.name == "nt", reason="needs fork, signals and resource limits")
-
-
-def content(step: int, size: int = 1000) -> dict:
-    weights = OrderedDict(a=torch.full((size,), float(step)), b=torch.arange(6.0).view(2, 3).T)
-    return {"global_step": step, "epoch": 0, "state_dict": weights, "optimizer_states": [{"lr": 0.1}]}
-
-
-def save(folder: Path, step: int, name: str = "last", **more) -> Path:
-    path = folder / f"{name}.ckpt"
-    SafeCheckpointIO().save_checkpoint(content(step, **more), path)
-    return path
-
-
-def entries(folder: Path) -> list[dict]:
-    return json.loads((folder / "manifest.json").read_text())["checkpoints"]
-
-
-# kills: all in one process that has everything imported, and forks
-
-
-@pytest.fixture(scope="module")
-def crashes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crashes")
-    command = [sys.executable, str(ROOT / "tests" / "engine" / "crash.py"), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder)
-    return json.loads(done.stdout)
-
-
-@unix
-def test_kill_at_each_moment_of_a_save(crashes):
-    for steps in crashes["kill_at_each_moment"].values():
-        assert len(steps) > 20 and set(steps) == {2, 3}
-        assert steps == sorted(steps)  # from one moment on it is the new checkpoint
-
-
-@unix
-def test_kill_at_random_moments_of_slow_saves(crashes):
-    rows = [row for rows in crashes["kill_while_writing_slowly"].values() for row in rows]
-    assert len(rows) == 20 and max(found for _, _, found in rows) > 2
-    for begun, done, found in rows:
-        assert done <= found and found in (begun - 1, begun)
-
-
-@unix
-def test_training_killed_20_times_ends_equal(crashes):
-    found = crashes["kill_training"]["found"]
-    assert len(found) == 20 and found == sorted(found) and len(set(found)) > 5
-    assert crashes["kill_training"]["equal"]
-
-
-@unix
-def test_two_processes_resume_equal(crashes):
-    assert crashes["resume_two_processes"] == {"equal": True, "states": 2, "differ": True}
-
-
-# what is written
 
 
 def test_manifest(tmp_path):
@@ -198,84 +125,6 @@ def test_leftovers(tmp_path):
     assert all(path.exists() for path in left)
     save(tmp_path, 1, "new")
     assert not any(path.exists() for path in left) and all(path.exists() for path in other)
-
-
-# failures to save
-
-
-@pytest.fixture
-def fails(tmp_path):
-    """Save, run the block, in which a save must fail, and check that all is as before."""
-    path = save(tmp_path, 1)
-    before = path.read_bytes()
-    yield path
-    assert path.read_bytes() == before
-    assert latest_checkpoint(tmp_path) == path
-    assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "manifest.json"}
-    save(tmp_path, 2)
-    assert load_checkpoint(path)["global_step"] == 2
-
-
-def test_full_disk_is_seen_before_writing(fails, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4_000_000))
-        with pytest.raises(OSError, match=r"last\.ckpt could not be written: it needs 5\.\d MB, and 4\.0 MB are free"):
-            save(fails.parent, 2, size=1_000_000)
-        half = torch.zeros(2_000_000)[:600_000]  # the whole storage is written, and shared ones once
-        with pytest.raises(OSError, match=r"it needs 9\.\d MB") as caught:
-            SafeCheckpointIO().save_checkpoint({"state_dict": {"a": half, "b": half}}, fails)
-        assert caught.value.errno == errno.ENOSPC
-
-
-@unix
-@pytest.mark.parametrize("size", [1_000_000, 30_000])  # too much in the first tensor; at the end
-def test_full_disk_while_writing(fails, size):
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(OSError, match=r"last\.ckpt could not be written: .*Those saved before are still there"):
-            save(fails.parent, 2, size=size)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("name", ["fsync", "link", "replace"])
-def test_disk_error(name, fails, monkeypatch):
-    calls = []
-
-    def broken(*args):
-        calls.append(args)
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, name, broken)
-        if name == "link":
-            patch.setattr(os, "replace", broken)
-        with pytest.raises(OSError, match=r"could not be written: Input/output error"):
-            save(fails.parent, 2)
-    assert calls
-
-
-@unix
-def test_read_only_folder():
-    with tempfile.TemporaryDirectory() as name:  # one that another user may enter
-        folder = Path(name)
-        folder.chmod(0o755)
-        path = save(folder, 1)
-        folder.chmod(0o555)
-        root = os.geteuid() == 0
-        if root:
-            os.seteuid(65534)  # for root no folder is read-only
-        try:
-            with pytest.raises(PermissionError, match=r"last\.ckpt could not be written: Permission denied"):
-                save(folder, 2)
-        finally:
-            if root:
-                os.seteuid(0)
-            folder.chmod(0o755)
-        assert load_checkpoint(path)["global_step"] == 1
 
 
 def test_arguments(tmp_path):
@@ -469,95 +318,3 @@ def test_parameters_of_another_model():
     assert "3 of another shape: 0.bias (5,) instead of (3,)" in text
     with pytest.raises(ValueError, match="no `state_dict`"):
         check_parameters({"global_step": 1}, net)
-
-
-# with Lightning
-
-
-class Model(pl.LightningModule):
-    def __init__(self, root: Path, rate: float = 0.1, extra=None) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = nn.Linear(2, 1)
-        self.seen = []
-
-    def training_step(self, batch, index):
-        self.seen.append(self.global_step)
-        return self.net(batch[0]).square().mean()
-
-    def validation_step(self, batch, index):
-        self.log("score", self.net(batch[0]).square().mean())
-
-    def on_load_checkpoint(self, checkpoint):
-        check_parameters(checkpoint, self)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), self.hparams.rate)
-
-
-def fit(folder: Path, model: pl.LightningModule, epochs: int, ckpt_path: Path | None = None) -> pl.Trainer:
-    data = DataLoader(TensorDataset(torch.ones(4, 2)), 2)
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[SafeCheckpointIO()],
-        callbacks=[
-            ModelCheckpoint(folder, "{step}", monitor="score", save_top_k=2, save_last=True),
-            EarlyStopping("score"),
-            EMAWeightAveraging(decay=0.5),
-            RandomState(),
-        ],
-    )
-    trainer.fit(model, data, data, ckpt_path=ckpt_path)
-    return trainer
-
-
-def test_lightning_saves_and_resumes(tmp_path):
-    fit(tmp_path, Model(tmp_path), 3)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"step=4.ckpt", "step=6.ckpt", "last.ckpt", "previous-last.ckpt", "manifest.json"}
-    assert {entry["name"] for entry in entries(tmp_path)} == names - {"manifest.json"}
-    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert last["hyper_parameters"] == {"root": str(tmp_path), "rate": 0.1, "extra": None}
-    (tmp_path / "last.ckpt").write_bytes(b"")
-    (tmp_path / "step=6.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="Going on from"):
-        latest = latest_checkpoint(tmp_path)
-    model = Model(tmp_path)
-    trainer = fit(tmp_path, model, 4, latest)
-    assert model.seen == [4, 5, 6, 7] and trainer.global_step == 8
-    loaded = Model.load_from_checkpoint(tmp_path / "last.ckpt")
-    assert torch.equal(loaded.net.weight, load_checkpoint(tmp_path / "last.ckpt")["state_dict"]["net.weight"])
-
-
-def test_lightning_stops_when_it_cannot_save(tmp_path, monkeypatch):
-    def full(folder):
-        if list(tmp_path.glob("*.ckpt")):
-            return SimpleNamespace(free=0)
-        return SimpleNamespace(free=1 << 40)
-
-    monkeypatch.setattr(shutil, "disk_usage", full)
-    model = Model(tmp_path)
-    with pytest.raises(OSError, match=r"last\.ckpt could not be written: it needs"):
-        fit(tmp_path, model, 3)
-    assert model.seen == [0, 1]
-    assert latest_checkpoint(tmp_path) == tmp_path / "step=2.ckpt"
-
-
-def test_lightning_with_a_module_among_the_hyper_parameters(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning advises against it too
-        model = Model(tmp_path, extra=nn.ReLU())
-    with pytest.raises(CheckpointError, match=r"hyper_parameters\.extra is torch\.nn\.modules\.activation\.ReLU"):
-        fit(tmp_path, model, 1)
-
-
-def test_lightning_with_a_checkpoint_of_another_model(tmp_path):
-    fit(tmp_path, Model(tmp_path), 1)
-    other = Model(tmp_path)
-    other.net = nn.Linear(2, 3)
-    with pytest.raises(ValueError, match=r"Model \(2 of another shape: net\.bias \(1,\) instead of \(3,\)"):
-        fit(tmp_path / "other", other, 2, latest_checkpoint(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from hggraph.engine import load_run
+from hggraph.engine import load_run, load_trained, publish
 from hggraph.engine.run import run
 from tests.engine.toys import write_recipe
 
@@ -51,10 +51,13 @@ def test_what_a_run_leaves(alone):
     assert not trained.net.training
 
 
-def test_evaluation_writes_results(alone, tmp_path):
+def test_evaluation_writes_results(alone, capsys):
     run("validate", ["--config", str(alone / "config.yaml")])
     results = json.loads((alone / "results-val.json").read_text())
     assert results["checkpoint"].endswith("best.ckpt")
+    assert (results["dataset"], results["split"]) == ("Blocks", "val")
+    table = capsys.readouterr().out
+    assert re.search(rf"green .* {100 * results['results']['iou'][1]:.1f} ", table) and "mean" in table
     assert 0 < results["results"]["miou"] <= 1 and len(results["results"]["iou"]) == 3
 
 
@@ -78,6 +81,32 @@ def test_pictures(tmp_path):
     fit(write_recipe(tmp_path, max_epochs=1), tmp_path / "run", "--pictures", "2")
     (picture,) = (tmp_path / "run" / "pictures").iterdir()
     assert picture.stat().st_size > 2000
+
+
+def test_averaged_weights_and_deterministic_mode(tmp_path):
+    ema = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    recipe = write_recipe(tmp_path, max_epochs=1, deterministic=True, gradient_clip_val=1.0, callbacks=[ema])
+    fit(recipe, tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    used = load_run(tmp_path / "run").net.head[0].weight
+    assert torch.equal(used, saved["state_dict"]["net.head.0.weight"])  # the average, not the last step's
+    assert not torch.equal(used, saved["current_model_state"]["net.head.0.weight"])
+
+
+def test_publish(tmp_path):
+    recipe = yaml.safe_load(write_recipe(tmp_path, max_epochs=1, limit_train_batches=1).read_text())
+    clusterer = {"class_path": "hggraph.SoftSLIC", "init_args": {"downsample": 4}}
+    net = {"depth": 18, "num_classes": 3, "clusterer": clusterer}
+    recipe["model"]["net"] = {"class_path": "hggraph.models.hg_resnet", "init_args": net}
+    (tmp_path / "toys.yaml").write_text(yaml.safe_dump(recipe))
+    fit(tmp_path / "toys.yaml", tmp_path / "run")
+    run("validate", ["--config", str(tmp_path / "run" / "config.yaml")])
+    publish(tmp_path / "run", tmp_path / "published")
+    first, second = load_trained(tmp_path / "run"), load_trained(tmp_path / "published")
+    assert first[1:] == second[1:] and second.palette[2] == (0, 0, 255)  # classes, colours, normalisation
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(first.net(x)["out"], second.net(x)["out"])
+    assert "| green |" in (tmp_path / "published" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
