@@ -28,9 +28,10 @@ CASES = {
     "soft_slic": "soft assignment, centre update and the whole graph part of a stage, against eager PyTorch",
     "region_graph": "photo file to region graph, against scikit-image's SLIC",
     "hg_stage": "the HG stage and its parts, against the dense stage 4 of a ResNet-101",
+    "loader": "loading of training batches, against the training step of HG-ResNet18",
     "networks": "whole HG-ResNets, as trained, folded and in training, against dense ones; ten minutes on a CPU",
 }
-LONG = ("networks",)  # measured only when named
+LONG = ("loader", "networks")  # measured only when named
 
 
 class Dtype(StrEnum):
@@ -45,7 +46,7 @@ def run_benchmarks(
     cases: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CASE", help=f"Any of {', '.join(CASES)}. Without one, all but the last.", show_default=False
+            metavar="CASE", help=f"Any of {', '.join(CASES)}. Without one, all but the last two.", show_default=False
         ),
     ] = None,
     *,
