@@ -17,6 +17,11 @@ from hggraph.data.image import load_image as load_image
 from hggraph.data.image import load_labels as load_labels
 from hggraph.data.image import load_pixels as load_pixels
 from hggraph.data.image import sample_photo as sample_photo
+from hggraph.data.mask_reader import BrightnessReader as BrightnessReader
+from hggraph.data.mask_reader import ColorReader as ColorReader
+from hggraph.data.mask_reader import DatasetError as DatasetError
+from hggraph.data.mask_reader import LabelReader as LabelReader
+from hggraph.data.mask_reader import MaskReader as MaskReader
 from hggraph.data.orientation import WithOrientation as WithOrientation
 from hggraph.data.palettes import colorize as colorize
 from hggraph.data.road_graph import mask_to_graph as mask_to_graph
@@ -33,11 +38,6 @@ from hggraph.data.scenes import CocoStuff as CocoStuff
 from hggraph.data.scenes import CocoStuff10k as CocoStuff10k
 from hggraph.data.scenes import NYUDepthV2 as NYUDepthV2
 from hggraph.data.scenes import PascalContext as PascalContext
-from hggraph.data.segmentation import BrightnessReader as BrightnessReader
-from hggraph.data.segmentation import ColorReader as ColorReader
-from hggraph.data.segmentation import DatasetError as DatasetError
-from hggraph.data.segmentation import LabelReader as LabelReader
-from hggraph.data.segmentation import MaskReader as MaskReader
 from hggraph.data.segmentation import SegmentationDataset as SegmentationDataset
 from hggraph.data.street import CamVid as CamVid
 from hggraph.data.street import Cityscapes as Cityscapes

@@ -23,7 +23,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from hggraph._files import write_atomically
-from hggraph.data.segmentation import DatasetError
+from hggraph.data.mask_reader import DatasetError
 
 __all__ = ["download", "extract", "sha256_of"]
 

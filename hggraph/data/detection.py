@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hggraph.data.folder import layout_error
 from hggraph.data.image import ImageError, image_size, load_pixels
-from hggraph.data.segmentation import DatasetError, Transform, raise_problems
+from hggraph.data.layout import layout_error
+from hggraph.data.mask_reader import DatasetError, raise_problems
+from hggraph.data.segmentation import Transform
 
 __all__ = ["CocoDetection"]
 

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hggraph.data.folder import check_split, files_in, layout_error, pair, read_list
+from hggraph.data.layout import check_split, files_in, layout_error, pair, read_list
+from hggraph.data.mask_reader import BrightnessReader, DatasetError
 from hggraph.data.palettes import BINARY_COLORS
-from hggraph.data.segmentation import BrightnessReader, DatasetError, SegmentationDataset, Transform
+from hggraph.data.segmentation import SegmentationDataset, Transform
 
 __all__ = ["DeepGlobeRoads", "hold_out"]
 

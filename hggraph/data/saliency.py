@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hggraph.data.folder import check_split, files_in, layout_error, pair
+from hggraph.data.layout import check_split, files_in, layout_error, pair
+from hggraph.data.mask_reader import BrightnessReader
 from hggraph.data.palettes import BINARY_COLORS
-from hggraph.data.segmentation import BrightnessReader, SegmentationDataset, Transform
+from hggraph.data.segmentation import SegmentationDataset, Transform
 
 __all__ = ["DUTS", "ECSSD", "HKUIS", "SOD", "DUTOmron", "PascalS", "SaliencyDataset"]
 

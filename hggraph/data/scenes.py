@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hggraph.data.folder import check_split, files_in, layout_error, pair, read_list
+from hggraph.data.layout import check_split, files_in, layout_error, pair, read_list
+from hggraph.data.mask_reader import IGNORE, DatasetError, LabelReader
 from hggraph.data.palettes import ADE20K as ADE20K_CLASSES
 from hggraph.data.palettes import ADE20K_COLORS, COCO_STUFF_LABELS, NYU_40, NYU_40_COLORS, PASCAL_CONTEXT, voc_colors
-from hggraph.data.segmentation import IGNORE, DatasetError, LabelReader, SegmentationDataset, Transform
+from hggraph.data.segmentation import SegmentationDataset, Transform
 
 __all__ = ["ADE20K", "CocoStuff", "CocoStuff10k", "MatReader", "NYUDepthV2", "PascalContext"]
 

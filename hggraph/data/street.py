@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hggraph.data.folder import check_split, files_in, layout_error, pair
+from hggraph.data.layout import check_split, files_in, layout_error, pair
+from hggraph.data.mask_reader import IGNORE, ColorReader, DatasetError, LabelReader
 from hggraph.data.palettes import CAMVID, CAMVID_PARTS, CITYSCAPES_LABELS
-from hggraph.data.segmentation import IGNORE, ColorReader, DatasetError, LabelReader, SegmentationDataset, Transform
+from hggraph.data.segmentation import SegmentationDataset, Transform
 
 __all__ = ["CamVid", "Cityscapes", "camvid_split", "training_ids"]
 

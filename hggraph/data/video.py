@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hggraph._check import check_positive
-from hggraph.data.folder import class_names, files_in, layout_error
 from hggraph.data.image import ImageError, image_size, load_pixels
-from hggraph.data.segmentation import DatasetError, Transform, raise_problems
+from hggraph.data.layout import class_names, files_in, layout_error
+from hggraph.data.mask_reader import DatasetError, raise_problems
+from hggraph.data.segmentation import Transform
 
 __all__ = ["VIDEO_SUFFIXES", "VideoFolder", "frame_indices"]
 

@@ -16,7 +16,7 @@ import pytest
 
 from hggraph.data import archives
 from hggraph.data.archives import download, extract, sha256_of
-from hggraph.data.segmentation import DatasetError
+from hggraph.data.mask_reader import DatasetError
 
 CONTENT = {"data/images/a.jpg": b"\xff\xd8image", "data/masks/a.png": b"mask" * 1000, "readme.txt": b"read"}
 URL = "https://example.org/data.zip"

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from hggraph.data.detection import CocoDetection
 from hggraph.data.image import ImageError
-from hggraph.data.segmentation import DatasetError
+from hggraph.data.mask_reader import DatasetError
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from hggraph.data.folder import ClassFolder, FolderDataset, files_in, pair, read_list
+from hggraph.data.folder import ClassFolder, FolderDataset
 from hggraph.data.image import ImageError
-from hggraph.data.segmentation import DatasetError
+from hggraph.data.layout import files_in, pair, read_list
+from hggraph.data.mask_reader import DatasetError
 
 CLASSES = ["road", "car"]
 

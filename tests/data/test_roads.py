@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hggraph.data.mask_reader import DatasetError
 from hggraph.data.roads import DeepGlobeRoads, hold_out
-from hggraph.data.segmentation import DatasetError
 
 
 @pytest.fixture

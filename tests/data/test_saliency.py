@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hggraph.data.mask_reader import DatasetError
 from hggraph.data.saliency import DUTS, ECSSD, HKUIS, SOD, DUTOmron, PascalS
-from hggraph.data.segmentation import DatasetError
 
 PUBLISHED = [
     (ECSSD, "images", "ground_truth_mask", ".jpg", 1000),

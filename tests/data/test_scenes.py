@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hggraph.data.mask_reader import DatasetError
 from hggraph.data.palettes import PASCAL_CONTEXT
 from hggraph.data.scenes import ADE20K, CocoStuff, CocoStuff10k, MatReader, NYUDepthV2, PascalContext
-from hggraph.data.segmentation import DatasetError
 
 NEVER_ANNOTATED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}  # of COCO's labels 1 to 91
 

@@ -13,14 +13,8 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from hggraph.data.image import ImageError
-from hggraph.data.segmentation import (
-    BrightnessReader,
-    ColorReader,
-    DatasetError,
-    LabelReader,
-    SegmentationDataset,
-    raise_problems,
-)
+from hggraph.data.mask_reader import BrightnessReader, ColorReader, DatasetError, LabelReader, raise_problems
+from hggraph.data.segmentation import SegmentationDataset
 
 CLASSES = ["road", "car", "sky"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hggraph.data.mask_reader import DatasetError
 from hggraph.data.palettes import CAMVID, CAMVID_PARTS
-from hggraph.data.segmentation import DatasetError
 from hggraph.data.street import CamVid, Cityscapes, camvid_split, training_ids
 
 # Cityscapes: id -> train id, as its scripts list them; all others of 0 to 33 are 255.

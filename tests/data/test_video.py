@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from hggraph.data.image import ImageError
-from hggraph.data.segmentation import DatasetError
+from hggraph.data.mask_reader import DatasetError
 from hggraph.data.video import VideoFolder, frame_indices
 
 
