@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import pickle
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -20,10 +17,10 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from hggraph._files import write_atomically
-from hggraph.engine import _manifest
+from hggraph.engine import _checkpoint_file, _manifest
 from hggraph.engine._manifest import CheckpointError as CheckpointError
 from hggraph.engine._manifest import Entry
-from hggraph.engine._plain import leaves, plain, refused
+from hggraph.engine._plain import plain
 from hggraph.models.weights import check_state
 
 __all__ = [
@@ -37,7 +34,6 @@ __all__ = [
 
 SUFFIX = ".ckpt"
 PREVIOUS = "previous-"
-SPARE_BYTES = 1 << 20  # for what surrounds the tensors, and the manifest
 LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp\.(ckpt|json)")  # as `write_atomically` names what is not finished
 
 
@@ -88,7 +84,7 @@ class SafeCheckpointIO(CheckpointIO):
             if path.parent not in self._cleaned:
                 remove_leftovers(path.parent)
                 self._cleaned.add(path.parent)
-            _check_space(path.parent, checkpoint)
+            _checkpoint_file.check_space(path.parent, checkpoint)
             self._save(checkpoint, path)
         except OSError as error:
             raise OSError(
@@ -123,7 +119,7 @@ class SafeCheckpointIO(CheckpointIO):
         entry: Entry = {"name": path.name}
 
         def write(temporary: Path) -> None:
-            entry.update(_write(checkpoint, temporary))
+            entry.update(_checkpoint_file.write(checkpoint, temporary))
             # a clock that was set back must not make the newest checkpoint look old
             entry["time"] = max([time.time(), *(known["time"] for known in entries)])
             # the manifest goes first: from here on it knows the old files and the new one
@@ -171,8 +167,8 @@ def load_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path} was refused: to read it, code that it names would have to run ({_names_in(real)}). Load only "
-                f"what SafeCheckpointIO has written."
+                f"{path} was refused: to read it, code that it names would have to run "
+                f"({_checkpoint_file.names_in(real)}). Load only what SafeCheckpointIO has written."
             ) from error
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
@@ -268,83 +264,6 @@ def remove_leftovers(folder: str | Path) -> list[Path]:
     for path in left:
         path.unlink(missing_ok=True)
     return left
-
-
-class _HashedFile:
-    """A file that hashes what is written, and keeps the error of the disk, which `torch.save` would hide."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.hash = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.hash.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write(checkpoint: dict[str, Any], path: Path) -> Entry:
-    """Write and sync a checkpoint, make sure that it can be read back, and describe it."""
-    with path.open("wb") as file:
-        hashed = _HashedFile(file)
-        try:
-            torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # it needs no more than write and flush
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise _unsavable(checkpoint, str(error)) from error
-        except RuntimeError:
-            if hashed.error is not None:
-                raise hashed.error from None
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # tensors stay on the disk
-    except pickle.UnpicklingError as error:
-        raise _unsavable(checkpoint, _names_in(path)) from error
-    return {
-        "size": hashed.size,
-        "sha256": hashed.hash.hexdigest(),
-        "step": checkpoint.get("global_step"),
-        "epoch": checkpoint.get("epoch"),
-        "resumes": "optimizer_states" in checkpoint,
-    }
-
-
-def _unsavable(checkpoint: dict[str, Any], found: str) -> CheckpointError:
-    return CheckpointError(
-        f"The checkpoint was not saved, for reading it would run code: {', '.join(refused(checkpoint)[:5]) or found}. "
-        f"Save numbers, text, lists, dicts and tensors in its place, or leave it out "
-        f"(`save_hyperparameters(ignore=[...])`)."
-    )
-
-
-def _names_in(path: Path) -> str:
-    try:
-        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))) or "unknown"
-    except Exception:  # whatever a hostile file makes of it: this is for a message only
-        return "unknown"
-
-
-def _check_space(folder: Path, checkpoint: dict[str, Any]) -> None:
-    storages: dict[int, int] = {}
-    for _, leaf in leaves(checkpoint):
-        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
-            storage = leaf.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    needed = sum(storages.values()) + 512 * len(storages) + SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
 
 
 def _stand_for(name: Path, path: Path) -> None:
