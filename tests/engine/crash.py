@@ -124,6 +124,12 @@ def kill_at_each_moment(folder):
     return out
 
 
+def steps_in(log, word):
+    """Return the last step that a log has a word about, or 0."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return max((int(line.split()[1]) for line in lines if line.startswith(f"{word} ")), default=0)
+
+
 def kill_while_writing_slowly(folder):
     """Kill runs that save slowly, again and again, at random moments; return the steps begun, done and found."""
     out = {}
@@ -144,13 +150,15 @@ def kill_while_writing_slowly(folder):
                     with log.open("a") as file:
                         file.write(f"done {step}\n")
 
+            # not by the clock alone: on a busy machine a run may not even have begun
+            wanted = steps_in(log, "begun") + generator.randint(1, 3)
             process = forked(run)
-            time.sleep(generator.uniform(0.02, 0.2))
+            while steps_in(log, "begun") < wanted:
+                time.sleep(1e-3)
+            time.sleep(generator.uniform(0, 0.1))
             os.kill(process, signal.SIGKILL)
             assert ended(process)
-            lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-            begun, done = (max((int(n) for what, n in lines if what == word), default=0) for word in ("begun", "done"))
-            rows.append([begun, done, step_of(place)])
+            rows.append([steps_in(log, "begun"), steps_in(log, "done"), step_of(place)])
         out[names] = rows
     return out
 
