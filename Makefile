@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+WORKERS ?= 2
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := test
@@ -17,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/03_compare_convolutions.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""What holds for every test: seeds, two threads, poisoned memory, hypothesis profiles, no GPU."""
+"""What holds for every test: seeds, threads, poisoned memory, hypothesis profiles, no GPU."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,15 @@ from pathlib import Path
 if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the tests, each with one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start too
+
 import hypothesis
 import pytest
 import torch
 import torch_geometric  # noqa: F401  (scripts its classes with the true torch.empty, not ours)
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 with torch.device("cpu"):
     torch.zeros(0)  # torch notes which functions `with torch.device` steers: the true ones, not those below
 

@@ -76,7 +76,8 @@ class SegmentationTask(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """Return the loss of a batch."""
         losses: dict[str, Tensor] = self.criterion(self.net(batch["image"]), _targets(batch))
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch["image"]))
+        found = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        self.log_dict(found, batch_size=len(batch["image"]), sync_dist=True)
         return losses["loss"]
 
     def on_validation_epoch_start(self) -> None:

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from hggraph.cli import app
 from tests.engine.toys import write_recipe
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The number of training batches", "ignore:The '.*_dataloader' does not have many workers"
-)
+pytestmark = [
+    pytest.mark.xdist_group("cli/test_train"),  # one process makes what they share
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+]
 
 
 def invoke(*arguments: object):

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 # of Lightning's own doings
 pytestmark = [
+    pytest.mark.xdist_group("engine/test_run"),  # one process makes what they share
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
 ]
@@ -67,11 +68,10 @@ def test_a_finished_run_is_left_as_it_is(alone):
     assert all(torch.equal(value, before[name]) for name, value in weights(alone).items())
 
 
-@pytest.mark.parametrize("broken", [0, 5, 11])
-def test_a_bad_image_costs_nothing(alone, broken, tmp_path):
+def test_a_bad_image_costs_nothing(alone, tmp_path):
     recipe = write_recipe(tmp_path)
-    with pytest.raises(OSError, match=f"image {broken} is broken"):
-        fit(recipe, tmp_path / "run", "--data.root", str(broken))
+    with pytest.raises(OSError, match="image 5 is broken"):
+        fit(recipe, tmp_path / "run", "--data.root", "5")
     fit(recipe, tmp_path / "run")  # mended
     assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(tmp_path / "run").items())
 
