@@ -1,18 +1,18 @@
-"""Whole networks, HG against dense, head included: as trained, folded, and a training step.
+"""Whole networks, HG against dense, head included: as trained and folded.
 
     python -m hggraph.benchmarks.bench_networks [--device cpu|cuda] [--rounds N] [--json FILE] [--quick]
 
 Inference at 713 x 713 on scikit-learn's sample photo; one image in float32 on the CPU, sixteen in bfloat16 on a GPU,
-and there one image by CUDA graphs too. Training at 360 x 480, with auxiliary loss and SGD. Weights are random, since
-nothing is downloaded; the statistics of the batch normalisations are the photo's. Dense and HG networks are two
-functions: what agrees is each folded form with its network, and the HG network, one region per pixel, with the dense
-one of dilation 1. Both sides run in both memory formats, and the faster one of each counts: a first run chooses it.
+and there one image by CUDA graphs too. Weights are random, since nothing is downloaded; the statistics of the batch
+normalisations are the photo's. Dense and HG networks are two functions: what agrees is each folded form with its
+network, and the HG network, one region per pixel, with the dense one of dilation 1. Both sides run in both memory
+formats, and the faster one of each counts: a first run chooses it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from hggraph import SoftSLIC
 from hggraph.benchmarks._measure import Agreement, Report, agree
@@ -37,11 +37,9 @@ def photo(size: tuple[int, int]) -> Tensor:
     return (F.interpolate(sample_photo()[None], size, mode="bilinear", antialias=True) - 0.45) / 0.225
 
 
-def network(
-    depth: int, variant: str, hg_stages: tuple[int, ...], *, aux: bool = False, stride: int = 8, clusterer=None
-):
+def network(depth: int, variant: str, hg_stages: tuple[int, ...], *, stride: int = 8, clusterer=None):
     """Return a network whose normalisations have a photo's statistics."""
-    net = hg_resnet(depth, variant, hg_stages, CLASSES, aux=aux, output_stride=stride, clusterer=clusterer)
+    net = hg_resnet(depth, variant, hg_stages, CLASSES, aux=False, output_stride=stride, clusterer=clusterer)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = 1.0  # one image in training mode sets the statistics
@@ -162,47 +160,10 @@ def one_image(report: Report, nets: dict[str, nn.Module], x: Tensor, agreement: 
         report.ratio(label, dense, ours, agreement, at_least=1)
 
 
-def training(report: Report, sizes: dict[str, int]) -> None:
-    """Time a training step of the smallest networks, with auxiliary loss."""
-    setting = report.setting
-    height, width = sizes["train"], sizes["train"] * 4 // 3
-    batch = 2 if setting.quick else 16 if setting.on_gpu else 4
-    target = torch.randint(CLASSES, (batch, height, width), device=setting.device)
-    contenders: dict[str, Callable[[], object]] = {}
-    for name, hg_stages in (("dense, training", ()), ("stage 4 on regions, training", (4,))):
-        net = network(18, "dilation", hg_stages, aux=True).train()
-        net = net.to(setting.device, memory_format=torch.channels_last)
-        x = photo((height, width)).expand(batch, -1, -1, -1).to(setting.device)
-        optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
-        given = x.contiguous(memory_format=torch.channels_last)
-        contenders[name] = lambda net=net, given=given, optimizer=optimizer: step(
-            net, given, target, optimizer, setting
-        )
-    dense, ours = report.time(contenders, warmup=1).values()
-    least = None if setting.on_gpu else 1.7
-    label = "dense / stage 4 on regions, ResNet-18, training step"
-    report.ratio(label, dense, ours, report.agreements[-1], at_least=least)
-
-
-def step(net: nn.Module, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer, setting: Setting) -> Tensor:
-    """Make one step with the auxiliary loss; in a half precision by autocast."""
-    with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-        out = net(x)
-        loss = F.cross_entropy(out["out"].float(), target) + 0.4 * F.cross_entropy(out["aux"].float(), target)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
 def measure(report: Report) -> None:
-    """Time inference and training."""
-    quick = report.setting.quick
-    sizes = {"large": 18, "small": 18, "side": 129, "train": 96}
-    if not quick:
-        sizes = {"large": 101, "small": 34, "side": 713, "train": 360}
+    """Time inference."""
+    sizes = {"large": 18, "small": 18, "side": 129} if report.quick else {"large": 101, "small": 34, "side": 713}
     inference(report, sizes)
-    training(report, sizes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

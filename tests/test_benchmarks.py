@@ -14,6 +14,7 @@ from hggraph.benchmarks import (
     bench_region_graph,
     bench_segment,
     bench_soft_slic,
+    bench_training,
     bench_typed_aggregate,
 )
 from hggraph.benchmarks._setting import Setting
@@ -62,8 +63,16 @@ def test_case(case, ratios, absent, agreement, tmp_path, capsys):
 
 def test_networks(tmp_path, capsys):
     assert bench_networks.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
-    assert len(found(tmp_path / "out.json")) == 9
+    assert len(found(tmp_path / "out.json")) == 8
     assert "HG network, one region per pixel = dense network, float64" in capsys.readouterr().out
+
+
+def test_training(tmp_path, capsys):
+    assert bench_training.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert len(found(tmp_path / "out.json")) == 3
+    assert "batches of the loader = one sample at a time" in capsys.readouterr().out
+    speeds = json.loads((tmp_path / "out.json").read_text())["images_per_second"]
+    assert len(speeds) == 5 and min(speeds.values()) > 0
 
 
 def test_region_graph(tmp_path, capsys, monkeypatch):

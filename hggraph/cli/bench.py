@@ -28,10 +28,10 @@ CASES = {
     "soft_slic": "soft assignment, centre update and the whole graph part of a stage, against eager PyTorch",
     "region_graph": "photo file to region graph, against scikit-image's SLIC",
     "hg_stage": "the HG stage and its parts, against the dense stage 4 of a ResNet-101",
-    "loader": "loading of training batches, against the training step of HG-ResNet18",
-    "networks": "whole HG-ResNets, as trained, folded and in training, against dense ones; ten minutes on a CPU",
+    "training": "training steps of HG-ResNet18, against dense ones and the loading of batches; five minutes on a CPU",
+    "networks": "whole HG-ResNets, as trained and folded, against dense ones; ten minutes on a CPU",
 }
-LONG = ("loader", "networks")  # measured only when named
+LONG = ("training", "networks")  # measured only when named
 
 
 class Dtype(StrEnum):
