@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hggraph.cluster import SoftSLIC
 from hggraph.models._network import Clustered, SegmentationNetwork, assign
 from hggraph.models.fold import compose_convs
 from hggraph.models.heads import fcn_head
@@ -32,6 +31,8 @@ class ResNetTrunk(nn.Module):
             each block), ``"dilation"`` leaves them as they are.
         clusterer: What clusters; ``SoftSLIC()`` when None.
         last_stage: 4, or 3 to leave the fourth out, without stages on regions.
+        noise_cancel: See `HGStage`.
+        max_direction: See `HGStage`.
 
     Shapes:
         - **input:** images ``(B, C, H, W)``, attention ``(B, H, W)`` *(optional)*
@@ -55,6 +56,8 @@ class ResNetTrunk(nn.Module):
         variant: str = "dilation",
         clusterer: nn.Module | None = None,
         last_stage: int = 4,
+        noise_cancel: bool = True,
+        max_direction: bool = True,
     ) -> None:
         super().__init__()
         hg_stages = check_hg_stages(hg_stages)
@@ -78,7 +81,9 @@ class ResNetTrunk(nn.Module):
             before, after = self.channels[-2:]
             fuse = nn.Conv2d(before + after, after, 1, bias=False)
             blocks = [block for stage in stages[kept:] for block in stage]
-            self.hg = HGStage.from_stage(blocks, SoftSLIC() if clusterer is None else clusterer, fuse=fuse)
+            self.hg = HGStage.from_stage(
+                blocks, clusterer, fuse=fuse, noise_cancel=noise_cancel, max_direction=max_direction
+            )
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> tuple[list[Tensor], list[Clustered]]:
         """Return the stages' maps; see the class for shapes."""
@@ -138,6 +143,8 @@ def hg_resnet(
     output_stride: int = 8,
     last_stage: int = 4,
     clusterer: nn.Module | None = None,
+    noise_cancel: bool = True,
+    max_direction: bool = True,
     aux: bool = True,
     dropout: float = 0.1,
     pretrained: bool | str | Path = False,
@@ -160,6 +167,8 @@ def hg_resnet(
         output_stride: Image pixels per pixel of the last map: 8, 16 or 32. On regions stage 4 has no stride.
         last_stage: 3 leaves stage 4 out of the dense network: what it has to be compared with, too.
         clusterer: What clusters; ``SoftSLIC()``, 64 pixels to a region and 3 iterations, when None.
+        noise_cancel: Subtract the opposite direction from each (see `HGStage`; HG-Conv's Table 7 leaves it out).
+        max_direction: Keep only the strongest direction of each pair of regions; likewise.
         aux: Have an auxiliary head on what the regions are made of (for the dense network, on stage 3).
         dropout: Share of channels dropped in the heads in training.
         pretrained: True for timm's ImageNet weights, a path for a file of them, False for random ones.
@@ -189,6 +198,8 @@ def hg_resnet(
         output_stride=output_stride,
         last_stage=last_stage,
         clusterer=clusterer,
+        noise_cancel=noise_cancel,
+        max_direction=max_direction,
         pretrained=pretrained,
     )
     return HGResNet(trunk, in_channels, num_classes, aux=aux, dropout=dropout)
@@ -204,6 +215,8 @@ def resnet_trunk(
     output_stride: int = 8,
     last_stage: int = 4,
     clusterer: nn.Module | None = None,
+    noise_cancel: bool = True,
+    max_direction: bool = True,
     pretrained: bool | str | Path = False,
 ) -> ResNetTrunk:
     """Make the stages of a ResNet; the arguments are those of `hg_resnet`."""
@@ -214,7 +227,15 @@ def resnet_trunk(
     resnet = create_backbone(
         name, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, deep_stem=deep_stem
     )
-    return ResNetTrunk(resnet, hg_stages=hg_stages, variant=variant, clusterer=clusterer, last_stage=last_stage)
+    return ResNetTrunk(
+        resnet,
+        hg_stages=hg_stages,
+        variant=variant,
+        clusterer=clusterer,
+        last_stage=last_stage,
+        noise_cancel=noise_cancel,
+        max_direction=max_direction,
+    )
 
 
 def check_hg_stages(hg_stages: Sequence[int]) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ class HGStage(nn.Module):
         stencil: Directions of the adjacency; ``Stencil.square(3)`` when None.
         fuse: A convolution over the input and the unpooled output, concatenated in this order (HG-ResNet, Sec. 4.4,
             with a 1x1); computed as ``X Wa + S (Z Wb) + b``. None returns the unpooled output alone.
+        noise_cancel: Subtract the opposite direction from each (Eq. 7); its Table 7 leaves it out.
+        max_direction: Keep only the strongest direction of each pair of regions; likewise.
 
     Shapes:
         - **input:** map ``(B, C, H, W)``; attention ``(B, H, W)`` in [0, 1], an `Assignment` to use instead of
@@ -45,6 +47,8 @@ class HGStage(nn.Module):
         *,
         stencil: Stencil | None = None,
         fuse: nn.Conv2d | None = None,
+        noise_cancel: bool = True,
+        max_direction: bool = True,
     ) -> None:
         super().__init__()
         if fuse is not None:
@@ -53,6 +57,8 @@ class HGStage(nn.Module):
         self.clusterer = clusterer
         self.stencil = Stencil.square(3) if stencil is None else stencil
         self.fuse = fuse
+        self.noise_cancel = noise_cancel
+        self.max_direction = max_direction
 
     @classmethod
     def from_stage(
@@ -62,6 +68,8 @@ class HGStage(nn.Module):
         *,
         stencil: Stencil | None = None,
         fuse: nn.Conv2d | None = None,
+        noise_cancel: bool = True,
+        max_direction: bool = True,
     ) -> HGStage:
         """Wrap a stage of a CNN, with its weights.
 
@@ -71,6 +79,8 @@ class HGStage(nn.Module):
             clusterer: ``SoftSLIC()`` when None.
             stencil: As above.
             fuse: As above.
+            noise_cancel: As above.
+            max_direction: As above.
 
         Raises:
             ValueError: if a block does not carry over to regions; the text says why.
@@ -81,7 +91,14 @@ class HGStage(nn.Module):
         ]
         if not blocks:
             raise ValueError("`stage` must hold at least one block.")
-        return cls(blocks, SoftSLIC() if clusterer is None else clusterer, stencil=stencil, fuse=fuse)
+        return cls(
+            blocks,
+            SoftSLIC() if clusterer is None else clusterer,
+            stencil=stencil,
+            fuse=fuse,
+            noise_cancel=noise_cancel,
+            max_direction=max_direction,
+        )
 
     def to_stage(self) -> nn.Sequential:
         """Return the stage on pixels with the same weights: timm's blocks, stride 1, no dilation, without `fuse`.
@@ -106,7 +123,7 @@ class HGStage(nn.Module):
         if assignment is None:
             assignment = self.cluster(x, attention)
         z = assignment.pool(x)
-        adjacency = assignment.adjacency(self.stencil)
+        adjacency = assignment.adjacency(self.stencil, noise_cancel=self.noise_cancel, max_direction=self.max_direction)
         for block in self.blocks:
             z = block(z, adjacency)
         if self.fuse is None:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hggraph import HGStage, SoftSLIC
+from hggraph.models import hg_resnet
 from hggraph.nn import HGBasicBlock, HGBottleneck
 
 close = {"rtol": 1e-10, "atol": 1e-10}
@@ -56,6 +57,23 @@ def test_fuse_takes_another_map():
     fused, fuse = stage(x, skip=skip), stage.fuse
     stage.fuse = None
     torch.testing.assert_close(fused, fuse(torch.cat([skip, stage(x)], 1)), **close)
+
+
+@pytest.mark.parametrize("noise_cancel", [True, False])
+@pytest.mark.parametrize("max_direction", [True, False])
+def test_blocks_get_the_adjacency_that_was_asked_for(noise_cancel, max_direction):
+    class Spy(nn.Module):
+        def forward(self, z, adjacency):
+            self.seen = adjacency.to_dense()
+            return z
+
+    options = {"noise_cancel": noise_cancel, "max_direction": max_direction}
+    stage = HGStage([Spy()], SoftSLIC(num_regions=5), **options).eval()
+    x = torch.randn(2, 6, 9, 7)
+    stage(x)
+    torch.testing.assert_close(stage.blocks[0].seen, stage.cluster(x).adjacency(**options).to_dense())
+    net = hg_resnet(18, **options)
+    assert (net.trunk.hg.noise_cancel, net.trunk.hg.max_direction) == (noise_cancel, max_direction)
 
 
 def test_batch_is_its_images():
