@@ -167,7 +167,7 @@ def hg_resnet(
         output_stride: Image pixels per pixel of the last map: 8, 16 or 32. On regions stage 4 has no stride.
         last_stage: 3 leaves stage 4 out of the dense network: what it has to be compared with, too.
         clusterer: What clusters; ``SoftSLIC()``, 64 pixels to a region and 3 iterations, when None.
-        noise_cancel: Subtract the opposite direction from each (see `HGStage`; HG-Conv's Table 7 leaves it out).
+        noise_cancel: Subtract the opposite direction from each (HG-Conv Eq. 7). Its Table 7 compares with False.
         max_direction: Keep only the strongest direction of each pair of regions; likewise.
         aux: Have an auxiliary head on what the regions are made of (for the dense network, on stage 3).
         dropout: Share of channels dropped in the heads in training.

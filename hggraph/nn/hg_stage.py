@@ -25,7 +25,7 @@ class HGStage(nn.Module):
         stencil: Directions of the adjacency; ``Stencil.square(3)`` when None.
         fuse: A convolution over the input and the unpooled output, concatenated in this order (HG-ResNet, Sec. 4.4,
             with a 1x1); computed as ``X Wa + S (Z Wb) + b``. None returns the unpooled output alone.
-        noise_cancel: Subtract the opposite direction from each (Eq. 7); its Table 7 leaves it out.
+        noise_cancel: Subtract the opposite direction from each (HG-Conv Eq. 7). Its Table 7 compares with False.
         max_direction: Keep only the strongest direction of each pair of regions; likewise.
 
     Shapes:
