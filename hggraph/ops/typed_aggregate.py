@@ -140,6 +140,7 @@ def _check_arguments(
 
 
 def check_weight(channels: int, weight: Tensor, groups: int) -> None:
+    """Raise unless the weight fits the channels and the groups divide both sides."""
     check_ndim("weight", weight, 3, shape="(K, C // groups, O)")
     if groups < 1 or weight.shape[1] * groups != channels or weight.shape[2] % groups:
         raise ValueError(
