@@ -7,6 +7,7 @@ from hggraph.models.count import Part as Part
 from hggraph.models.count import count as count
 from hggraph.models.export import export_onnx as export_onnx
 from hggraph.models.fold import fold_batch_norm as fold_batch_norm
+from hggraph.models.gald import gald as gald
 from hggraph.models.hg_detector import hg_detector as hg_detector
 from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation as hg_orientation

@@ -1,6 +1,8 @@
 """Layers and losses."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
+from hggraph.nn.aspp import ASPP as ASPP
+from hggraph.nn.cgnl import CGNL as CGNL
 from hggraph.nn.deform_conv import DeformConv2d as DeformConv2d
 from hggraph.nn.dense_hg_conv import DenseHGConv as DenseHGConv
 from hggraph.nn.gmm_conv import GMMConv as GMMConv
@@ -8,10 +10,16 @@ from hggraph.nn.hg_block import HGBasicBlock as HGBasicBlock
 from hggraph.nn.hg_block import HGBottleneck as HGBottleneck
 from hggraph.nn.hg_conv import HGConv as HGConv
 from hggraph.nn.hg_stage import HGStage as HGStage
+from hggraph.nn.local_attention import DenseLocalAttention as DenseLocalAttention
+from hggraph.nn.local_attention import LocalAttention as LocalAttention
+from hggraph.nn.local_distribution import LocalDistributionV1 as LocalDistributionV1
+from hggraph.nn.local_distribution import LocalDistributionV2 as LocalDistributionV2
 from hggraph.nn.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from hggraph.nn.losses import CrossEntropy as CrossEntropy
+from hggraph.nn.non_local import NonLocal as NonLocal
 from hggraph.nn.ohem import OhemCrossEntropy as OhemCrossEntropy
 from hggraph.nn.output_loss import OutputLoss as OutputLoss
+from hggraph.nn.pyramid_pooling import PyramidPooling as PyramidPooling
 from hggraph.nn.road_loss import OrientationLoss as OrientationLoss
 from hggraph.nn.road_loss import SoftIoU as SoftIoU
 from hggraph.nn.saliency_loss import SaliencyLoss as SaliencyLoss

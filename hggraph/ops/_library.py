@@ -43,6 +43,7 @@ def operator(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     flops: Callable[..., int] | None = None,
+    opened: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Register the decorated function as operator ``hggraph::name``.
 
@@ -52,6 +53,7 @@ def operator(
         backward: Gradient formula ``(ctx, *grads) -> one gradient or None per argument``.
         setup_context: ``(ctx, inputs, output)``, saves what `backward` reads.
         flops: Same arguments but shapes for tensors, returns floating-point operations (2 per multiply-add).
+        opened: What `OpenOperators` traces where the function itself is not made of operations that exporters know.
 
     Returns:
         A decorator that gives back the operator, callable like the function. To torch.compile it is one node, on
@@ -69,7 +71,8 @@ def operator(
         op = torch.library.custom_op(f"hggraph::{name}", without_autocast, mutates_args=())
         op.register_fake(fake)
         packet = getattr(torch.ops.hggraph, name)
-        _bodies.update({packet: without_autocast, packet.default: without_autocast})
+        body = without_autocast if opened is None else opened
+        _bodies.update({packet: body, packet.default: body})
         if backward is not None:
             run, setup = _same_backend(backward, setup_context)
             op.register_autograd(run, setup_context=setup)

@@ -15,7 +15,7 @@ from hggraph.ops._distance import EXCLUDED, compute_dtype
 from hggraph.ops._window import neighbours, readers
 from hggraph.ops.segment import gather_scale_sum, gathered_dot
 
-__all__ = ["attend", "attend_backward", "neighbour_dots", "neighbour_sum"]
+__all__ = ["affinity", "attend", "attend_backward", "attend_opened", "neighbour_dots", "neighbour_sum"]
 
 _PIECE = 3 << 16  # numbers of a piece of queries: 768 KiB of float32
 
@@ -91,6 +91,31 @@ def attend_backward(
     if bias is None:
         return grad_q, grad_k, grad_v, grad_bias.new_empty(0)
     return grad_q, grad_k, grad_v, grad_bias if bias.dim() == 2 else grad_bias.sum(0)
+
+
+def affinity(q: Tensor, k: Tensor, bias: Tensor | None, offsets: list[int], scale: float, border: str) -> Tensor:
+    """Return the weights of the taps, shape ``(B, K, H, W)``, in PyTorch's own differentiable operations."""
+    batch, _, height, width = q.shape
+    dtype, taps = compute_dtype(q), len(offsets) // 2
+    near = neighbours((height, width), offsets, border, q.device).mT  # (K, H W)
+    queries, padded = q.flatten(2).to(dtype), F.pad(k.flatten(2), (0, 1)).to(dtype)
+    logits = torch.stack([(queries * padded[:, :, read]).sum(1) for read in near], 1) * scale
+    if bias is not None:
+        logits = logits + bias.to(dtype).expand(batch, taps)[:, :, None]
+    if border == "mask":
+        logits = logits.masked_fill(near < 0, EXCLUDED)
+    return logits.softmax(1).view(batch, taps, height, width)
+
+
+def attend_opened(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, offsets: list[int], scale: float, border: str
+) -> tuple[Tensor, Tensor]:
+    """Return `attend`'s output for exporters, tap by tap; its second result, which only training needs, is empty."""
+    weight = affinity(q, k, bias, offsets, scale, border).flatten(2)
+    near = neighbours(q.shape[2:], offsets, border, q.device).mT
+    padded = F.pad(v.flatten(2), (0, 1)).to(weight.dtype)  # a neighbour of -1 is the zero that is padded
+    taps = [weight[:, t, None] * padded[:, :, read] for t, read in enumerate(near)]
+    return torch.stack(taps).sum(0).view_as(v).to(v.dtype), weight.new_empty(0)
 
 
 def neighbour_dots(a: Tensor, b: Tensor, near: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 from hggraph._check import check_ndim
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import autocast, kernel, operator
-from hggraph.ops._local_attention import attend, attend_backward
+from hggraph.ops._local_attention import affinity, attend, attend_backward, attend_opened
 from hggraph.ops._window import check_window, flat_offsets, readers
 
-__all__ = ["local_attention"]
+__all__ = ["local_affinity", "local_attention"]
 
 
 def local_attention(
@@ -74,6 +74,43 @@ def local_attention(
     scale = q.shape[1] ** -0.5 if scale is None else float(scale)
     out, _ = torch.ops.hggraph.local_attention(q, k, v, bias, flat, scale, border)
     return out
+
+
+def local_affinity(
+    q: Tensor,
+    k: Tensor,
+    offsets: Sequence[Sequence[int]],
+    *,
+    scale: float | None = None,
+    border: str = "zero",
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the weights with which `local_attention` sums its neighbours' values: the local affinity map.
+
+    Args:
+        q: As for `local_attention`, and so are the other arguments and errors.
+        k: Keys.
+        offsets: K displacements.
+        scale: Factor of the products.
+        border: What a neighbour outside the image is; with ``"zero"`` it has a weight too.
+        bias: Relative position bias.
+
+    Returns:
+        Shape ``(B, K, H, W)``, float32 (float64 for float64); sums to 1 over K. Differentiable.
+
+    Note:
+        For pictures: O(B P K C) time, tap by tap, and the B P K numbers themselves.
+
+    Example:
+        >>> q = k = torch.zeros(1, 1, 1, 3)
+        >>> local_affinity(q, k, [(0, -1), (0, 0)], border="mask")[0, :, 0]
+        tensor([[0.0000, 0.5000, 0.5000],
+                [1.0000, 0.5000, 0.5000]])
+    """
+    flat = flat_offsets(offsets)
+    _check_tensors(q, k, k, bias, len(flat) // 2)
+    check_window(q.shape[2:], flat, border)
+    return affinity(q, k, bias, flat, q.shape[1] ** -0.5 if scale is None else float(scale), border)
 
 
 def local_attention_reference(
@@ -162,6 +199,7 @@ def _fake(
     setup_context=_setup_context,
     backward=_backward,
     flops=lambda q, k, v, bias, offsets, *_, **__: 2 * q[0] * q[2] * q[3] * (len(offsets) // 2) * (q[1] + v[1]),
+    opened=attend_opened,
 )
 def _local_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, offsets: list[int], scale: float, border: str
