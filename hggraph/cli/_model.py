@@ -6,7 +6,6 @@ import ast
 import difflib
 import inspect
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SHORT_NAMES", "make_model"]
 
-SHORT_NAMES = ("hg_resnet101", "resnet101", "hg_resunet18", "resunet50", "hg_hrnet_w48", "hrnet_w48", "hg_orientation")
+SHORT_NAMES = ("hg_resnet101", "resnet101", "hg_resunet18", "resunet50", "hg_hrnet_w48", "hrnet_w48", "gald")
 
 
 def make_model(text: str, more: dict[str, Any]) -> nn.Module:
@@ -30,13 +29,14 @@ def make_model(text: str, more: dict[str, Any]) -> nn.Module:
     Raises:
         typer.BadParameter: if there is no such network or it does not take these arguments.
     """
-    makers = _makers()
+    from hggraph.models.makers import MAKERS
+
     name, args, kwargs = _parse(text.strip())
-    if name not in makers:
-        near = difflib.get_close_matches(text, [*makers, *SHORT_NAMES], n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(makers)}"
+    if name not in MAKERS:
+        near = difflib.get_close_matches(text, [*MAKERS, *SHORT_NAMES], n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(MAKERS)}"
         raise typer.BadParameter(f"there is no network {text!r}; {hint}")
-    maker = makers[name]
+    maker = MAKERS[name]
     unknown = sorted({*kwargs, *more} - inspect.signature(maker).parameters.keys())
     if unknown:
         takes = ", ".join(inspect.signature(maker).parameters)
@@ -45,17 +45,6 @@ def make_model(text: str, more: dict[str, Any]) -> nn.Module:
         return maker(*args, **(kwargs | more))
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise typer.BadParameter(f"{text}: {error}") from error
-
-
-def _makers() -> dict[str, Callable[..., nn.Module]]:
-    from hggraph import models
-
-    return {
-        "hg_resnet": models.hg_resnet,
-        "hg_hrnet": models.hg_hrnet,
-        "hg_resunet": models.hg_resunet,
-        "hg_orientation": models.hg_orientation,
-    }
 
 
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:

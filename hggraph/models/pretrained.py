@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,7 @@ from hggraph._files import write_atomically
 from hggraph.cluster import SoftSLIC
 from hggraph.models._model_card import model_card as model_card
 from hggraph.models._network import SegmentationNetwork
-from hggraph.models.hg_hrnet import hg_hrnet
-from hggraph.models.hg_orientation import hg_orientation
-from hggraph.models.hg_resnet import hg_resnet
-from hggraph.models.hg_resunet import hg_resunet
+from hggraph.models.makers import MAKERS, Maker
 from hggraph.models.weights import check_state, load_weights, save_weights
 
 __all__ = ["from_pretrained", "model_card", "pretrained_config", "save_pretrained"]
@@ -31,7 +28,6 @@ __all__ = ["from_pretrained", "model_card", "pretrained_config", "save_pretraine
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 FORMAT = 1
-Maker = Callable[..., SegmentationNetwork]
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
 
@@ -58,8 +54,7 @@ def save_pretrained(
     Args:
         net: The network as it was trained, not folded.
         folder: Where to; made if it is missing. Files of these names are replaced.
-        model: The name of the function that has made it: ``"hg_resnet"``, ``"hg_hrnet"``, ``"hg_resunet"`` or
-            ``"hg_orientation"``.
+        model: The name of the function of `hggraph.models` that has made it: ``"hg_resnet"``, for example.
         arguments: The arguments that it was made with, by name: numbers, text, lists, and a `SoftSLIC`, which is
             described by its options. Those left out are written with their defaults; ``pretrained`` is not written.
         classes: Names, one for each channel of the logits.
@@ -81,6 +76,7 @@ def save_pretrained(
 
     Example:
         >>> import tempfile
+        >>> from hggraph.models import hg_orientation
         >>> arguments = {"channels": 8, "depth": 1, "clusterer": SoftSLIC(4)}
         >>> net = hg_orientation(**arguments)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -225,13 +221,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _maker(model: str) -> Maker:
-    known: tuple[Maker, ...] = (hg_resnet, hg_hrnet, hg_resunet, hg_orientation)
-    makers = {maker.__name__: maker for maker in known}
-    if model not in makers:
-        near = difflib.get_close_matches(str(model), makers, n=1, cutoff=0.3)
+    if model not in MAKERS:
+        near = difflib.get_close_matches(str(model), MAKERS, n=1, cutoff=0.3)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"`model` must be one of {', '.join(makers)}, got {model!r}.{hint}")
-    return makers[model]
+        raise ValueError(f"`model` must be one of {', '.join(MAKERS)}, got {model!r}.{hint}")
+    return MAKERS[model]
 
 
 def _make(maker: Maker, described: Mapping[str, Any]) -> SegmentationNetwork:

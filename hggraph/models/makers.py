@@ -1,0 +1,23 @@
+"""The functions that make segmentation networks, by name: for commands and for published networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hggraph.models._network import SegmentationNetwork
+from hggraph.models.gald import gald
+from hggraph.models.hg_hrnet import hg_hrnet
+from hggraph.models.hg_orientation import hg_orientation
+from hggraph.models.hg_resnet import hg_resnet
+from hggraph.models.hg_resunet import hg_resunet
+
+__all__ = ["MAKERS", "Maker"]
+
+Maker = Callable[..., SegmentationNetwork]
+MAKERS: dict[str, Maker] = {
+    "hg_resnet": hg_resnet,
+    "hg_hrnet": hg_hrnet,
+    "hg_resunet": hg_resunet,
+    "hg_orientation": hg_orientation,
+    "gald": gald,
+}
