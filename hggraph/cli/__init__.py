@@ -9,6 +9,7 @@ from hggraph.cli.bench import run_benchmarks
 from hggraph.cli.count import count_operations
 from hggraph.cli.graph import make_graphs
 from hggraph.cli.info import show_info
+from hggraph.cli.inspect import inspect_network
 from hggraph.cli.predict import predict
 from hggraph.cli.publish import publish_run
 from hggraph.cli.train import PASS_ON, fit, test, validate
@@ -28,6 +29,7 @@ app.command("fit", context_settings=PASS_ON)(fit)
 app.command("validate", context_settings=PASS_ON)(validate)
 app.command("test", context_settings=PASS_ON)(test)
 app.command("predict")(predict)
+app.command("inspect")(inspect_network)
 app.command("publish")(publish_run)
 app.command("count")(count_operations)
 app.command("info")(show_info)

@@ -16,7 +16,7 @@ from hggraph.viz.shapes import Floats
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["prediction_figure"]
+__all__ = ["check_labelled", "prediction_figure", "share_right"]
 
 
 def prediction_figure(
@@ -51,19 +51,13 @@ def prediction_figure(
         >>> figure.axes[2].get_title(loc="left")
         'Prediction, 100.0 % right'
     """
-    if not images or not len(images) == len(targets) == len(predictions):
-        found = f"{len(images)}, {len(targets)} and {len(predictions)}"
-        raise ValueError(f"`images`, `targets` and `predictions` must be as many, at least one, got {found}.")
+    check_labelled(images, targets, predictions, names)
     colors = torch.tensor([*palette, (255, 255, 255)], dtype=torch.float32) / 255
     figure, panels, _ = page(images[0].shape[2] / images[0].shape[1], len(images), 3)
     for i, (image, target, prediction) in enumerate(zip(images, targets, predictions, strict=True)):
-        check_image(image)
         size = (image.shape[1], image.shape[2])
-        if tuple(target.shape) != size or tuple(prediction.shape) != size:
-            shapes = f"{tuple(target.shape)} and {tuple(prediction.shape)}"
-            raise ValueError(f"Target and prediction must have the image's size {size}, got {shapes}.")
         counts: Tensor = target != ignore_index
-        right = (prediction == target)[counts].float().mean().item() if counts.any() else 1.0
+        right = share_right(prediction, target, ignore_index)
         step = coarsening(size)
         pictures = {
             "Image" if names is None else names[i]: shrink(image.detach().clamp(0, 1).expand(3, -1, -1), step),
@@ -73,6 +67,29 @@ def prediction_figure(
         for panel, (title, picture) in zip(panels[3 * i : 3 * i + 3], pictures.items(), strict=True):
             draw_image(panel, picture, size, step, title)
     return figure
+
+
+def check_labelled(
+    images: Sequence[Tensor], targets: Sequence[Tensor], predictions: Sequence[Tensor], names: Sequence[str] | None
+) -> None:
+    """Raise a ValueError unless there is an image, and a target, a prediction and a name of each, of its size."""
+    if not images or not len(images) == len(targets) == len(predictions):
+        found = f"{len(images)}, {len(targets)} and {len(predictions)}"
+        raise ValueError(f"`images`, `targets` and `predictions` must be as many, at least one, got {found}.")
+    if names is not None and len(names) != len(images):
+        raise ValueError(f"`names` must be as many as `images`, {len(images)}, got {len(names)}.")
+    for image, target, prediction in zip(images, targets, predictions, strict=True):
+        check_image(image)
+        size = (image.shape[1], image.shape[2])
+        if tuple(target.shape) != size or tuple(prediction.shape) != size:
+            shapes = f"{tuple(target.shape)} and {tuple(prediction.shape)}"
+            raise ValueError(f"Target and prediction must have the image's size {size}, got {shapes}.")
+
+
+def share_right(prediction: Tensor, target: Tensor, ignore_index: int) -> float:
+    """Return the share of the pixels that count, in [0, 1], where a prediction is right; 1 where none counts."""
+    counts: Tensor = target != ignore_index
+    return (prediction == target)[counts].float().mean().item() if counts.any() else 1.0
 
 
 def _colored(labels: Tensor, counts: Tensor, colors: Tensor, step: int) -> Floats:

@@ -90,6 +90,8 @@ CASES = [
     Case("segment_softmax", "vector", lambda: (rand(13), segments(13, 4))),
     Case("segment_softmax", "heads", lambda: (100 * last(rand(37, 3)), segments(37, 4))),
     Case("segment_softmax", "empty", lambda: (rand(0, 3), segments(0, 2))),
+    Case("edge_dot", "plain", lambda: (rand(5, 19), rand(4, 19), some_rows(23, 5).sort().values, some_rows(23, 4))),
+    Case("edge_dot", "no edge", lambda: (last(rand(5, 3)), rand(4, 3), some_rows(0, 5), some_rows(0, 4))),
     Case("typed_aggregate", "fused", lambda: (rand(5, 19), rand(3, 19, 5), *edges(7, 5, 3, 11), 1)),
     Case("typed_aggregate", "fused, groups", lambda: (last(rand(5, 34)), rand(2, 17, 6), *edges(21, 5, 2, 30), 2)),
     Case("typed_aggregate", "gathered", lambda: (rand(5, 3), rand(2, 3, 257), *edges(3, 5, 2, 40), 1)),

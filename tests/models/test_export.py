@@ -7,8 +7,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hggraph import SoftSLIC, ops
 from hggraph.models import export_onnx, hg_resnet, hg_resunet
 from hggraph.ops._library import OpenOperators
+from hggraph.ops._window import BORDERS
 
 onnxruntime = pytest.importorskip("onnxruntime")
+
+WINDOW = [(0, 0), (-2, 0), (0, 2), (2, -2)]
 
 
 @pytest.mark.parametrize(
@@ -42,11 +45,17 @@ def test_errors(tmp_path):
 
 def test_open_operators_compute_the_same():
     x, z, s = torch.rand(1, 2, 6), torch.rand(1, 3, 2), torch.rand(1, 3, 6).softmax(1)
+    k, v, bias = torch.rand(2, 3, 4, 5), torch.rand(2, 2, 4, 5), torch.rand(2, 4)
+
+    def attend(border):
+        return lambda q: ops.local_attention(q, k, v, WINDOW, border=border, bias=bias)
+
     runs = [
         (lambda x: ops.region_pool(x, s), x),
         (lambda s: ops.region_adjacency(s, (2, 3), [(0, 1), (0, -1), (0, 0)]), s),
         (lambda x: ops.soft_assign(x, z), x),
         (lambda z: ops.centre_update(x, z)[0], z),
+        *((attend(border), k) for border in BORDERS),
     ]
     for run, given in runs:
         want = run(given)

@@ -11,6 +11,7 @@ SQUARE = [value for offset in Stencil.square(3) for value in offset]
 HALF_PLANE = [0, 0, 0, 1, 1, -1, 5, 0]  # no opposites, and one displacement that leaves the image
 PTR = torch.tensor([0, 2, 2, 5, 6])
 ROWS = torch.tensor([3, 0, 1, 1, 2, 0])
+TARGETS, SOURCES = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([1, 0, 0, 1, 0])
 
 
 def leaf(*shape, dtype=torch.float32):
@@ -70,6 +71,15 @@ SAMPLES = {
     ],
     "segment_softmax": lambda: [(leaf(6), PTR), (last(6, 3), PTR), (leaf(0, 2), torch.tensor([0]))],
     "segment_softmax_backward": lambda: [(rand(6), rand(6), PTR), (rand(3, 6).t(), rand(3, 6).t(), PTR)],
+    "edge_dot": lambda: [
+        (leaf(3, 4), leaf(2, 4), TARGETS, SOURCES),
+        (last(3, 4), last(2, 4), TARGETS, SOURCES),
+        (leaf(3, 4), leaf(2, 4), TARGETS[:0], SOURCES[:0]),
+    ],
+    "edge_dot_backward": lambda: [
+        (rand(5), rand(3, 4), rand(2, 4), TARGETS, SOURCES),
+        (rand(10)[::2], rand(4, 3).t(), rand(4, 2).t(), TARGETS, SOURCES),
+    ],
     "soft_assign": lambda: [
         (leaf(2, 3, 6), leaf(2, 4, 3), None, 1e-3),
         (last(2, 3, 6), last(2, 4, 3), some(2), 0.0),
@@ -186,6 +196,7 @@ def test_differentiable(name):
 FLOPS = {
     "segment_reduce": (lambda: (leaf(4, 3), PTR, ROWS, None, "sum"), 2 * 6 * 3),
     "segment_softmax": (lambda: (leaf(6, 3), PTR), 4 * 6 * 3),  # subtract, exponential, add, divide
+    "edge_dot": (lambda: (leaf(3, 4), leaf(2, 4), TARGETS, SOURCES), 2 * 5 * 4),
     "soft_assign": (lambda: (leaf(2, 3, 6), leaf(2, 4, 3), None, 0.1), 2 * (2 * 6 * 4) * 3),
     "centre_update": (
         lambda: (leaf(2, 3, 6), leaf(2, 4, 3), None, leaf(2, 5, 6)),
@@ -245,6 +256,7 @@ def test_flops_variants():
 # Operations of the backward operators for the arguments in FLOPS, by hand.
 BACKWARD_FLOPS = {
     "segment_reduce": 2 * 6 * 3,
+    "edge_dot": 2 * 2 * 5 * 4,
     "soft_assign": 2 * 2 * (2 * 6 * 4) * 3,  # for pixels and for centres
     # distances again and their two gradients; weights' and values' gradients
     "centre_update": 2 * (2 * 6 * 4) * (3 * 3 + 2 * 5),

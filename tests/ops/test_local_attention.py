@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hggraph import Stencil
-from hggraph.ops import _local_attention, local_attention
+from hggraph.ops import _local_attention, local_affinity, local_attention
 from hggraph.ops._window import BORDERS, check_window, flat_offsets, neighbours
 from hggraph.ops.local_attention import local_attention_reference
 
@@ -209,3 +209,20 @@ def test_batch(border):
         torch.testing.assert_close(out[b : b + 1], alone, **close)
         alone = torch.autograd.grad(alone, single, cotangent[b : b + 1])
         torch.testing.assert_close(tuple(grad[b : b + 1] for grad in grads), alone, **close)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_affinity(border):
+    """These weights sum to 1, and the neighbours' values with them are the attention."""
+    q, k, v = images(size=(5, 6))
+    bias = double(2, 4)
+    weight = local_affinity(q, k, IRREGULAR, border=border, bias=bias)
+    near = neighbours((5, 6), flat_offsets(IRREGULAR), border)
+    assert weight.shape == (2, 4, 5, 6)
+    reached = (near >= 0).any(1).view(5, 6) if border == "mask" else torch.ones(5, 6, dtype=torch.bool)
+    torch.testing.assert_close(weight.sum(1)[:, reached], torch.ones(2, int(reached.sum()), dtype=weight.dtype))
+    values = F.pad(v.flatten(2), (0, 1))[:, :, near]  # (B, D, P, K), zero outside
+    expected = (values * weight.flatten(2).mT[:, None]).sum(3).view_as(v)
+    torch.testing.assert_close(local_attention(q, k, v, IRREGULAR, border=border, bias=bias), expected, **close)
+    with pytest.raises(ValueError, match="`k` must have the shape of `q`"):
+        local_affinity(q, k[:, :1], IRREGULAR)

@@ -1,0 +1,224 @@
+"""``hggraph inspect``: pictures of what a trained network does to images, and of where it is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.text import Text
+from torch import Tensor
+
+from hggraph.cli.inputs import Job, plan_jobs
+from hggraph.data import list_images, load_image, load_labels
+from hggraph.viz import affinity_figure, error_figure, mask_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hggraph.engine.trained import Trained
+
+__all__ = ["inspect_network"]
+
+Point = tuple[float, float]
+
+
+def inspect_network(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="Folder of a run of `hggraph fit`, or what `hggraph publish` wrote.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|FOLDER", exists=True, help="Images and folders of them.", show_default=False),
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Folder for the pictures.")],
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="A pixel whose neighbours are drawn, from the left and from the top: --point 160,120. More than one "
+            "can be given; without any there are four, in the middles of the quarters.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Folder with the true labels of each image, a number per pixel, in a file of the same name up to the "
+            "suffix: draw the errors too.",
+            show_default=False,
+        ),
+    ] = None,
+    ignore: Annotated[int, typer.Option(metavar="N", min=0, help="The label of pixels that do not count.")] = 255,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.", show_default=False)
+    ] = None,
+) -> None:
+    """Draw what a GALD network's local distribution does to images, and where a network is wrong.
+
+    Of an image NAME.jpg these are written into --out: NAME_affinity.png, how much chosen pixels read from each of their
+    neighbours (distribution v2), or NAME_mask.png, the mean of the masks (v1); and with --labels NAME_errors.png, the
+    wrong pixels in red, for which any network will do. Files of these names are replaced.
+
+    An image that cannot be used is reported and skipped, and the exit code is 1.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter('matplotlib is not installed; pictures need it: pip install "hggraph[viz]".')
+    points = [_point(text) for text in point or ()]
+    trained = _load(network)
+    draws = _drawing(trained.net, points)
+    if not draws and labels is None:
+        raise typer.BadParameter(
+            f"{network} is a {type(trained.net).__name__} without a local distribution to look at. Give --labels to "
+            "see its errors, or a network of hggraph.models.gald with distribution='v1' or 'v2'."
+        )
+    if points and "affinity" not in draws:
+        raise typer.BadParameter("--point is for networks with distribution='v2', and this one has none.")
+    endings = [f"_{kind}.png" for kind in (*draws, *(["errors"] if labels else []))]
+    jobs = plan_jobs(images, out, endings, None)
+    targets = [None] * len(jobs) if labels is None else _label_files(jobs, labels, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"--out cannot be made: {error}") from error
+    convert = _converter(trained, draws, out, ignore, device)
+    console, failed = Console(stderr=True, soft_wrap=True), 0
+    pairs = list(zip(jobs, targets, strict=True))
+    for job, target in track(pairs, "drawing", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            convert(job, target)
+        # what one image can do wrong; a mistake in the program is not hidden
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed += 1
+            text = " ".join(str(error).split()) or type(error).__name__
+            named = str(job.image) in text or str(target) in text
+            console.print(Text(f"error: {text if named else f'{job.image}: {text}'}"), style="red")
+    console.print(f"{len(jobs) - failed} of {len(jobs)} images: {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _load(network: str) -> Trained:
+    try:
+        from hggraph.engine.trained import load_trained
+    except ImportError as error:
+        raise typer.BadParameter(f'This needs Lightning ({error}): pip install "hggraph[train,models]"') from error
+    try:
+        return load_trained(network)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise typer.BadParameter(f"NETWORK: {error}") from error
+
+
+def _point(text: str) -> Point:
+    """Return (y, x) of ``X,Y``."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"--point must be X,Y in pixels, for example 160,120, got {text!r}.") from error
+    return y, x
+
+
+def _drawing(net: Any, points: list[Point]) -> dict[str, Callable[[Tensor, Tensor], Figure]]:
+    """Return what draws a network's local distribution, by its name: from a photo and what `inspect` returns of it."""
+    from hggraph.models.gald import GALD
+    from hggraph.nn import LocalDistributionV2
+
+    if not isinstance(net, GALD) or net.distribution is None:
+        return {}
+    if not isinstance(net.distribution, LocalDistributionV2):
+        return {"mask": mask_figure}
+    stencil = net.distribution.attention.stencil
+
+    def draw(image: Tensor, affinity: Tensor) -> Figure:
+        return affinity_figure(image, affinity, points or _spread(image), stencil)
+
+    return {"affinity": draw}
+
+
+def _spread(image: Tensor) -> list[Point]:
+    """Return the middles (y, x) of an image's quarters."""
+    rows, columns = ([round(share * (side - 1)) for share in (0.25, 0.75)] for side in image.shape[1:])
+    return list(product(rows, columns))
+
+
+def _label_files(jobs: list[Job], labels: Path, out: Path) -> list[Path]:
+    """Return the label file of each image, before anything is computed."""
+    try:
+        found = list_images([labels])
+    except ValueError as error:
+        raise typer.BadParameter(f"--labels: {error}") from error
+    written = {(out / f"{job.name}_errors.png").resolve() for job in jobs}
+    for path in found:
+        if path.resolve() in written:
+            raise typer.BadParameter(f"the results would be written over {path}; choose another --out.")
+    by_stem = {path.stem: path for path in found}
+    images = [job.image for job in jobs if job.image is not None]
+    missing = [path for path in images if path.stem not in by_stem]
+    if missing:
+        raise typer.BadParameter(f"--labels {labels} has no labels for {missing[0].name} ({missing[0].stem}.png).")
+    return [by_stem[path.stem] for path in images]
+
+
+def _converter(
+    trained: Trained,
+    draws: dict[str, Callable[[Tensor, Tensor], Figure]],
+    out: Path,
+    ignore: int,
+    device: str | None,
+) -> Callable[[Job, Path | None], None]:
+    """Return what draws and writes the pictures of one image."""
+    from hggraph.data.augment import normalise
+    from hggraph.engine.predictor import Predictor, to_labels
+
+    net: Any = trained.net
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = Predictor(net, device=where)
+
+    def convert(job: Job, labels: Path | None) -> None:
+        assert job.image is not None
+        image = load_image(job.image)
+        x = normalise(image, list(trained.mean), list(trained.std))[None]
+        figures = {kind: draw(image, net.inspect(x.to(where))[0]) for kind, draw in draws.items()}
+        if labels is not None:
+            probabilities = predictor(x)
+            target = _targets(labels, (image.shape[1], image.shape[2]), max(probabilities.shape[1], 2), ignore)
+            predicted = to_labels(probabilities)[0]
+            figures["errors"] = error_figure([image], [target], [predicted], names=[job.name], ignore_index=ignore)
+        for kind, figure in figures.items():  # once all are drawn
+            save_figure(figure, out / f"{job.name}_{kind}.png")
+
+    return convert
+
+
+def _targets(path: Path, size: tuple[int, int], num_classes: int, ignore: int) -> Tensor:
+    """Return true labels, shape ``(H, W)``; raise a ValueError if they cannot belong to the image or the network."""
+    labels = torch.from_numpy(load_labels(path).astype("int64"))
+    if tuple(labels.shape) != size:
+        got = f"{labels.shape[1]} x {labels.shape[0]}"
+        raise ValueError(
+            f"{path}: expected labels of the image's size, {size[1]} x {size[0]} pixels, got {got}; give those of this "
+            f"image."
+        )
+    strange = labels[(labels >= num_classes) & (labels != ignore)].unique()
+    if len(strange):
+        raise ValueError(
+            f"{path}: expected labels from 0 to {num_classes - 1}, and {ignore} for pixels that do not count, got "
+            f"{', '.join(map(str, strange[:5].tolist()))}{', ...' if len(strange) > 5 else ''}; name the label that "
+            f"does not count with --ignore, or give labels of this network's classes."
+        )
+    return labels

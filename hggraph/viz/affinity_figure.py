@@ -1,0 +1,219 @@
+"""What local attention reads: the weights of the neighbours of chosen points, at their places in the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from hggraph.stencil import Stencil
+from hggraph.viz.page import check_image, coarsening, page, shrink
+from hggraph.viz.panels import draw_image
+from hggraph.viz.scale import draw_scale
+from hggraph.viz.shapes import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["affinity_figure"]
+
+_COLORS = "plasma_r"
+_INK = "#1b1f24"
+_WHITE = 0.6  # share of white in the photo under the dots
+_LARGEST = 26.0  # diameter of a dot, in points
+
+
+class _Neighbors(NamedTuple):
+    """The neighbours of a pixel that lie inside the image, and the weight of the others; places are (x, y)."""
+
+    center: Floats
+    places: Floats
+    weights: Floats
+    outside: float
+
+
+class _View(NamedTuple):
+    """A part of an image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[float, float]], stencil: Stencil) -> Figure:
+    """Draw the weights with which chosen points read their neighbours (as GALD, Li et al. 2021, Fig. 9).
+
+    Args:
+        image: Colours in [0, 1], shape ``(3, H, W)``, or ``(1, H, W)`` for grey.
+        affinity: Weights of each map pixel's K neighbours, shape ``(K, h, w)``, or ``(heads, K, h, w)``, of which the
+            mean is taken: ``net.inspect(x)[0]`` of a `GALD` network.
+        points: At least one (y, x), in pixels of the image.
+        stencil: The displacements of the K neighbours: ``net.distribution.attention.stencil``.
+
+    Returns:
+        A matplotlib figure. First the image with the points, numbered, and frames around what the other panels show.
+        Then for each point its surroundings in pale colours, with a cross at the point and a dot at each neighbour of
+        the nearest map pixel: colour and area of a dot tell its weight, by one scale for all points. Neighbours outside
+        the image are not drawn; where they have weight, as with a border of zeros, the title says how much.
+
+    Raises:
+        ImportError: if matplotlib is not installed; the text says how to get it.
+        ValueError: if shapes disagree, or there is no point or one outside the image.
+
+    Note:
+        The corners of the map lie on those of the image, as in `GALD`: column x of the map is at
+        ``x * (W - 1) / (w - 1)``. Neighbours stand where the stencil says, so not for the border ``"shift"``.
+        matplotlib's object interface only: no window and no global state. Deterministic.
+
+    Example:
+        >>> import torch
+        >>> affinity = torch.rand(25, 13, 17).softmax(0)
+        >>> figure = affinity_figure(torch.rand(3, 97, 129), affinity, [(48, 64)], Stencil.square(5, dilation=3))
+        >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
+        ['1 point', '1: x 64, y 48']
+    """
+    check_image(image)
+    size = (image.shape[1], image.shape[2])
+    weights = _mean_of_heads(affinity, stencil)
+    if not points:
+        raise ValueError("`points` must hold at least one (y, x), got none.")
+    pitch = np.array(  # image pixels per map pixel, (y, x)
+        [(side - 1) / (small - 1) if small > 1 else 0.0 for side, small in zip(size, weights.shape[1:], strict=True)]
+    )
+    near = [_neighbors(point, weights, stencil, pitch, size) for point in points]
+    strongest = max(found.weights.max(initial=0) for found in near) or 1.0
+    spacing = _spacing(stencil, pitch)
+    step = coarsening(size)
+    colors = image.detach().clamp(0, 1).expand(3, -1, -1)
+    figure, overview, panels, inches = _layout(size, len(points))
+    draw_image(overview, shrink(colors, step), size, step, f"{len(points)} point{'s' if len(points) > 1 else ''}")
+    for number, (point, panel, found) in enumerate(zip(points, panels, near, strict=True), 1):
+        view = _view(found.center, np.array(stencil.reach) * pitch + 0.8 * spacing, size)
+        title = f"{number}: x {point[1]:g}, y {point[0]:g}"
+        if found.outside > 0:
+            title += f"; {100 * found.outside:.2g} % of weight outside"
+        _draw_surroundings(panel, colors, view, title)
+        pixels_per_point = max(view.width / inches[0], view.height / inches[1]) / 72
+        _draw_weights(panel, found, strongest, min(_LARGEST, 0.95 * spacing / pixels_per_point))
+        _draw_cross(panel, point)
+        _draw_number(overview, point, view, number)
+    title = f"Weight of a neighbour; the line is at 1/{len(stencil)}"
+    draw_scale(figure, overview, (0.0, strongest), _COLORS, title, mark=1 / len(stencil))
+    return figure
+
+
+def _mean_of_heads(affinity: Tensor, stencil: Stencil) -> Floats:
+    count = len(stencil)
+    if affinity.dim() not in (3, 4) or affinity.shape[-3] != count or 0 in affinity.shape or stencil.ndim != 2:
+        raise ValueError(
+            f"`affinity` must have shape (K, h, w) or (heads, K, h, w) with the K = {count} of {stencil!r} of images, "
+            f"got {tuple(affinity.shape)}. Take one image of a batch, and the stencil that made it."
+        )
+    weights = affinity.detach().float()
+    return (weights.mean(0) if weights.dim() == 4 else weights).cpu().numpy()
+
+
+def _neighbors(
+    point: tuple[float, float], weights: Floats, stencil: Stencil, pitch: Floats, size: tuple[int, int]
+) -> _Neighbors:
+    """Return what the map pixel nearest to a point reads."""
+    if not all(0 <= at <= side - 1 for at, side in zip(point, size, strict=True)):
+        raise ValueError(
+            f"`points` must be (y, x) inside the image, y from 0 to {size[0] - 1} and x from 0 to {size[1] - 1}, "
+            f"got {tuple(point)}."
+        )
+    center = np.rint([at / step if step else 0 for at, step in zip(point, pitch, strict=True)]).astype(np.int64)
+    places = center + np.array(stencil.offsets)
+    inside = ((places >= 0) & (places < weights.shape[1:])).all(1)
+    weight = weights[:, center[0], center[1]]
+    return _Neighbors(
+        (center * pitch)[::-1], (places[inside] * pitch)[:, ::-1], weight[inside], float(weight[~inside].sum())
+    )
+
+
+def _spacing(stencil: Stencil, pitch: Floats) -> float:
+    """Return the least distance between two neighbours, in pixels of the image."""
+    places = np.array(stencil.offsets) * pitch
+    apart = np.hypot(*(places[:, None] - places).transpose(2, 0, 1))
+    apart = apart[apart > 0]
+    return float(apart.min()) if apart.size else max(1.0, float(pitch.max()))
+
+
+def _layout(size: tuple[int, int], count: int) -> tuple[Figure, Axes, list[Axes], tuple[float, float]]:
+    """Return a page, its panel for the image, `count` others and their size; the first is as large as four of many."""
+    aspect = size[1] / size[0]
+    if count < 3:
+        figure, panels, inches = page(aspect, 1, count + 1)
+        return figure, panels[0], panels[1:], inches
+    figure, panels, inches = page(aspect, 2 + max(0, -(-(count - 4) // 4)), 4)
+    overview, beside, below = panels[0], panels[1], panels[4]
+    first, last = below.get_position(), beside.get_position()
+    overview.set_position((first.x0, first.y0, last.x1 - first.x0, last.y1 - first.y0))
+    free = [*panels[2:4], *panels[6:]]
+    for unused in (beside, below, panels[5], *free[count:]):
+        figure.delaxes(unused)
+    return figure, overview, free[:count], inches
+
+
+def _view(center: Floats, reach: Floats, size: tuple[int, int]) -> _View:
+    """Return the part of the image's shape around a place (x, y) that holds what is in `reach` (y, x)."""
+    share = max(2 * half / side for half, side in zip(reach, size, strict=True))
+    height, width = (min(side, max(1, math.ceil(share * side))) for side in size)
+    left, top = (
+        min(max(0, round(at - length / 2)), side - length)
+        for at, length, side in zip(center, (width, height), size[::-1], strict=True)
+    )
+    return _View(left, top, width, height)
+
+
+def _draw_surroundings(axes: Axes, colors: Tensor, view: _View, title: str) -> None:
+    """Draw a part of the photo in pale colours, in the coordinates of the whole."""
+    left, top, width, height = view
+    step = coarsening((height, width))
+    part = shrink(colors[:, top : top + height, left : left + width], step)
+    draw_image(axes, _WHITE + (1 - _WHITE) * part, (height, width), step, title)
+    (photo,) = axes.images
+    right, bottom = left + part.shape[1] * step, top + part.shape[0] * step
+    photo.set_extent((left - 0.5, right - 0.5, bottom - 0.5, top - 0.5))
+    axes.set(xlim=(left - 0.5, left + width - 0.5), ylim=(top + height - 0.5, top - 0.5))
+
+
+def _draw_weights(axes: Axes, found: _Neighbors, strongest: float, diameter: float) -> None:
+    """Draw a dot for each neighbour; `diameter` in points is that of the strongest weight."""
+    x, y = found.places.T
+    area = diameter**2 * np.clip(found.weights / strongest, 0.02, 1)
+    axes.scatter(
+        x,
+        y,
+        s=area,
+        c=found.weights,
+        cmap=_COLORS,
+        vmin=0,
+        vmax=strongest,
+        edgecolors=_INK,
+        linewidths=0.5,
+        clip_on=False,
+    )
+
+
+def _draw_cross(axes: Axes, point: tuple[float, float]) -> None:
+    for color, length, width in (("white", 11.0, 3.0), (_INK, 10.0, 1.3)):
+        axes.plot(point[1], point[0], "+", color=color, markersize=length, markeredgewidth=width)
+
+
+def _draw_number(axes: Axes, point: tuple[float, float], view: _View, number: int) -> None:
+    """Draw a point's number on the whole image, and a frame around what its panel shows."""
+    from matplotlib.patches import Rectangle
+
+    corner = (view.left - 0.5, view.top - 0.5)
+    for color, width in ((_INK, 1.8), ("white", 0.9)):
+        axes.add_patch(Rectangle(corner, view.width, view.height, fill=False, edgecolor=color, linewidth=width))
+    look = {"boxstyle": "circle,pad=0.25", "facecolor": "#ffd23f", "edgecolor": _INK, "linewidth": 0.9}
+    axes.text(
+        point[1], point[0], str(number), ha="center", va="center", fontsize=9, fontweight="bold", color=_INK, bbox=look
+    )

@@ -1,0 +1,63 @@
+"""What stands under the panels of a page: a colour scale."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_scale", "make_room"]
+
+_INK = "#1b1f24"
+_STRIP, _WIDTH, _HEIGHT = 0.66, 4.6, 0.15  # of the strip under the panels and of the scale in it, in inches
+_TOP = 0.28  # from the strip's upper edge to the scale: room for its title
+
+
+def make_room(figure: Figure, inches: float) -> None:
+    """Make a figure higher by an empty strip at its lower edge; panels keep their sizes."""
+    width, height = figure.get_size_inches()
+    boxes = [(axes, axes.get_position()) for axes in figure.axes]
+    figure.set_size_inches(width, height + inches)
+    for axes, box in boxes:
+        bottom, share = box.y0 * height + inches, box.height * height
+        axes.set_position((box.x0, bottom / (height + inches), box.width, share / (height + inches)))
+
+
+def draw_scale(
+    figure: Figure, axes: Axes, limits: tuple[float, float], colors: str, title: str, *, mark: float | None = None
+) -> None:
+    """Draw a colour scale in a strip of its own at the lower edge of the page, under a panel.
+
+    Args:
+        figure: The page.
+        axes: The panel whose left edge the scale begins at.
+        limits: What the first and the last colour stand for. Both have a tick; where they are one, it is the only one.
+        colors: Name of the colour map.
+        title: What the colours tell, over the scale.
+        mark: A value to draw a line at.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    make_room(figure, _STRIP)
+    page_width, page_height = figure.get_size_inches()
+    left = axes.get_position().x0
+    width = min(_WIDTH / page_width, 1 - 2 * left) if left < 0.5 else min(_WIDTH / page_width, 0.96 - left)
+    inset = figure.add_axes((left, (_STRIP - _TOP - _HEIGHT) / page_height, width, _HEIGHT / page_height))
+    bottom, top = limits
+    ticks = np.linspace(bottom, top, 5) if top > bottom else np.array([bottom])
+    norm = Normalize(bottom, top) if top > bottom else Normalize(bottom - 0.5, bottom + 0.5)
+    bar = figure.colorbar(ScalarMappable(norm, colors), cax=inset, orientation="horizontal", ticks=list(ticks))
+    digits = min(6, max(0, 2 - math.floor(math.log10(top - bottom)))) if top > bottom else 3
+    bar.ax.set_xticklabels([f"{tick:.{digits}f}" for tick in ticks], fontsize=9.5, color=_INK)
+    bar.ax.tick_params(length=2.5, pad=2, color=_INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.set_title(title, fontsize=10.5, color=_INK, loc="left", pad=4)
+    if mark is not None and bottom < mark < top:
+        bar.ax.axvline(mark, color="white", linewidth=2.6)
+        bar.ax.axvline(mark, color=_INK, linewidth=1.2)
