@@ -24,7 +24,7 @@ __all__ = ["affinity_figure"]
 _COLORS = "plasma_r"
 _INK = "#1b1f24"
 _WHITE = 0.6  # share of white in the photo under the dots
-_LARGEST = 26.0  # diameter of a dot, in points
+_LARGEST = 24.0  # diameter of a dot, in points
 
 
 class _Neighbors(NamedTuple):
@@ -37,12 +37,18 @@ class _Neighbors(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A part of an image, in pixels."""
+    """What a panel shows, in pixels of the image: a part of it, and a margin where it ends there."""
 
-    left: int
-    top: int
-    width: int
-    height: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def inside(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return left, top, right and bottom of the part of an image of `size`."""
+        left, top = max(0, math.floor(self.left + 0.5)), max(0, math.floor(self.top + 0.5))
+        right, bottom = math.ceil(self.left + self.width + 0.5), math.ceil(self.top + self.height + 0.5)
+        return left, top, min(size[1], right), min(size[0], bottom)
 
 
 def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[float, float]], stencil: Stencil) -> Figure:
@@ -58,8 +64,9 @@ def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[floa
     Returns:
         A matplotlib figure. First the image with the points, numbered, and frames around what the other panels show.
         Then for each point its surroundings in pale colours, with a cross at the point and a dot at each neighbour of
-        the nearest map pixel: colour and area of a dot tell its weight, by one scale for all points. Neighbours outside
-        the image are not drawn; where they have weight, as with a border of zeros, the title says how much.
+        the nearest map pixel. A dot's area is proportional to its weight; its colour tells it on a scale from the least
+        weight drawn to the greatest, one for all points. Neighbours outside the image are not drawn; where they have
+        weight, as with a border of zeros, the title says how much.
 
     Raises:
         ImportError: if matplotlib is not installed; the text says how to get it.
@@ -86,24 +93,25 @@ def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[floa
         [(side - 1) / (small - 1) if small > 1 else 0.0 for side, small in zip(size, weights.shape[1:], strict=True)]
     )
     near = [_neighbors(point, weights, stencil, pitch, size) for point in points]
-    strongest = max(found.weights.max(initial=0) for found in near) or 1.0
+    drawn = np.concatenate([found.weights for found in near])
+    limits = (float(drawn.min()), float(drawn.max())) if drawn.size else (0.0, 1.0)
     spacing = _spacing(stencil, pitch)
     step = coarsening(size)
     colors = image.detach().clamp(0, 1).expand(3, -1, -1)
     figure, overview, panels, inches = _layout(size, len(points))
     draw_image(overview, shrink(colors, step), size, step, f"{len(points)} point{'s' if len(points) > 1 else ''}")
     for number, (point, panel, found) in enumerate(zip(points, panels, near, strict=True), 1):
-        view = _view(found.center, np.array(stencil.reach) * pitch + 0.8 * spacing, size)
+        view = _view(found.center, np.array(stencil.reach) * pitch + 0.8 * spacing, 0.5 * spacing, size)
         title = f"{number}: x {point[1]:g}, y {point[0]:g}"
         if found.outside > 0:
             title += f"; {100 * found.outside:.2g} % of weight outside"
         _draw_surroundings(panel, colors, view, title)
         pixels_per_point = max(view.width / inches[0], view.height / inches[1]) / 72
-        _draw_weights(panel, found, strongest, min(_LARGEST, 0.95 * spacing / pixels_per_point))
+        _draw_weights(panel, found, limits, min(_LARGEST, 0.82 * spacing / pixels_per_point))
         _draw_cross(panel, point)
-        _draw_number(overview, point, view, number)
+        _draw_number(overview, point, view.inside(size), number)
     title = f"Weight of a neighbour; the line is at 1/{len(stencil)}"
-    draw_scale(figure, overview, (0.0, strongest), _COLORS, title, mark=1 / len(stencil))
+    draw_scale(figure, overview, limits, _COLORS, title, mark=1 / len(stencil))
     return figure
 
 
@@ -160,12 +168,12 @@ def _layout(size: tuple[int, int], count: int) -> tuple[Figure, Axes, list[Axes]
     return figure, overview, free[:count], inches
 
 
-def _view(center: Floats, reach: Floats, size: tuple[int, int]) -> _View:
-    """Return the part of the image's shape around a place (x, y) that holds what is in `reach` (y, x)."""
+def _view(center: Floats, reach: Floats, margin: float, size: tuple[int, int]) -> _View:
+    """Return what shows all within `reach` (y, x) of a place (x, y), in the image's shape, and where it can no more."""
     share = max(2 * half / side for half, side in zip(reach, size, strict=True))
-    height, width = (min(side, max(1, math.ceil(share * side))) for side in size)
+    height, width = (min(1.0, share) * side for side in size)
     left, top = (
-        min(max(0, round(at - length / 2)), side - length)
+        min(max(-0.5 - margin, at - length / 2), side - 0.5 + margin - length)
         for at, length, side in zip(center, (width, height), size[::-1], strict=True)
     )
     return _View(left, top, width, height)
@@ -173,31 +181,24 @@ def _view(center: Floats, reach: Floats, size: tuple[int, int]) -> _View:
 
 def _draw_surroundings(axes: Axes, colors: Tensor, view: _View, title: str) -> None:
     """Draw a part of the photo in pale colours, in the coordinates of the whole."""
-    left, top, width, height = view
-    step = coarsening((height, width))
-    part = shrink(colors[:, top : top + height, left : left + width], step)
-    draw_image(axes, _WHITE + (1 - _WHITE) * part, (height, width), step, title)
+    left, top, right, bottom = view.inside((colors.shape[1], colors.shape[2]))
+    step = coarsening((bottom - top, right - left))
+    part = shrink(colors[:, top:bottom, left:right], step)
+    draw_image(axes, _WHITE + (1 - _WHITE) * part, (bottom - top, right - left), step, title)
     (photo,) = axes.images
     right, bottom = left + part.shape[1] * step, top + part.shape[0] * step
     photo.set_extent((left - 0.5, right - 0.5, bottom - 0.5, top - 0.5))
-    axes.set(xlim=(left - 0.5, left + width - 0.5), ylim=(top + height - 0.5, top - 0.5))
+    axes.set(xlim=(view.left, view.left + view.width), ylim=(view.top + view.height, view.top))
 
 
-def _draw_weights(axes: Axes, found: _Neighbors, strongest: float, diameter: float) -> None:
-    """Draw a dot for each neighbour; `diameter` in points is that of the strongest weight."""
+def _draw_weights(axes: Axes, found: _Neighbors, limits: tuple[float, float], diameter: float) -> None:
+    """Draw a dot for each neighbour; `diameter` in points is that of the greatest weight."""
+    least, most = limits
+    share = found.weights / most if most > 0 else np.ones_like(found.weights)
     x, y = found.places.T
-    area = diameter**2 * np.clip(found.weights / strongest, 0.02, 1)
+    area = diameter**2 * np.maximum(share, 0.01)
     axes.scatter(
-        x,
-        y,
-        s=area,
-        c=found.weights,
-        cmap=_COLORS,
-        vmin=0,
-        vmax=strongest,
-        edgecolors=_INK,
-        linewidths=0.5,
-        clip_on=False,
+        x, y, s=area, c=found.weights, cmap=_COLORS, vmin=least, vmax=most, edgecolors=_INK, linewidths=0.5, zorder=2.5
     )
 
 
@@ -206,13 +207,14 @@ def _draw_cross(axes: Axes, point: tuple[float, float]) -> None:
         axes.plot(point[1], point[0], "+", color=color, markersize=length, markeredgewidth=width)
 
 
-def _draw_number(axes: Axes, point: tuple[float, float], view: _View, number: int) -> None:
-    """Draw a point's number on the whole image, and a frame around what its panel shows."""
+def _draw_number(axes: Axes, point: tuple[float, float], part: tuple[int, int, int, int], number: int) -> None:
+    """Draw a point's number on the whole image, and a frame around the part that its panel shows."""
     from matplotlib.patches import Rectangle
 
-    corner = (view.left - 0.5, view.top - 0.5)
-    for color, width in ((_INK, 1.8), ("white", 0.9)):
-        axes.add_patch(Rectangle(corner, view.width, view.height, fill=False, edgecolor=color, linewidth=width))
+    left, top, right, bottom = part
+    for color, width in ((_INK, 2.2), ("white", 1.0)):
+        frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=color, linewidth=width)
+        axes.add_patch(frame)
     look = {"boxstyle": "circle,pad=0.25", "facecolor": "#ffd23f", "edgecolor": _INK, "linewidth": 0.9}
     axes.text(
         point[1], point[0], str(number), ha="center", va="center", fontsize=9, fontweight="bold", color=_INK, bbox=look

@@ -55,6 +55,9 @@ def draw_scale(
     bar = figure.colorbar(ScalarMappable(norm, colors), cax=inset, orientation="horizontal", ticks=list(ticks))
     digits = min(6, max(0, 2 - math.floor(math.log10(top - bottom)))) if top > bottom else 3
     bar.ax.set_xticklabels([f"{tick:.{digits}f}" for tick in ticks], fontsize=9.5, color=_INK)
+    if top > bottom:  # labels stay inside the scale's ends
+        bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
+        bar.ax.get_xticklabels()[-1].set_horizontalalignment("right")
     bar.ax.tick_params(length=2.5, pad=2, color=_INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.set_title(title, fontsize=10.5, color=_INK, loc="left", pad=4)

@@ -11,7 +11,7 @@ from hggraph.ops._window import BORDERS
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-WINDOW = [(0, 0), (-2, 0), (0, 2), (2, -2)]
+WINDOW = [(0, 0), (-1, 0), (0, 2), (2, -1)]
 
 
 @pytest.mark.parametrize(
