@@ -59,9 +59,8 @@ class NonLocal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed map; see the class for shapes."""
         check_features("x", x)
-        batch, _, height, width = x.shape
         key, value = (y.flatten(2).mT.unsqueeze(1) for y in (self.key(x), self.value(x)))  # (B, 1, H W, C)
         attended = F.scaled_dot_product_attention(key, key, value)
-        context = self.context(attended.squeeze(1).mT.reshape(batch, -1, height, width))
+        context = self.context(attended.squeeze(1).mT.unflatten(2, (x.shape[2], x.shape[3])))
         out: Tensor = self.dropout(self.project(torch.cat([context, x], 1)))
         return out

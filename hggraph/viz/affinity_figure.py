@@ -104,7 +104,8 @@ def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[floa
         view = _view(found.center, np.array(stencil.reach) * pitch + 0.8 * spacing, 0.5 * spacing, size)
         title = f"{number}: x {point[1]:g}, y {point[0]:g}"
         if found.outside > 0:
-            title += f"; {100 * found.outside:.2g} % of weight outside"
+            share = f"{100 * found.outside:.0f}" if found.outside >= 0.01 else "under 1"
+            title += f"; {share} % of weight outside"
         _draw_surroundings(panel, colors, view, title)
         pixels_per_point = max(view.width / inches[0], view.height / inches[1]) / 72
         _draw_weights(panel, found, limits, min(_LARGEST, 0.82 * spacing / pixels_per_point))
@@ -184,7 +185,7 @@ def _draw_surroundings(axes: Axes, colors: Tensor, view: _View, title: str) -> N
     left, top, right, bottom = view.inside((colors.shape[1], colors.shape[2]))
     step = coarsening((bottom - top, right - left))
     part = shrink(colors[:, top:bottom, left:right], step)
-    draw_image(axes, _WHITE + (1 - _WHITE) * part, (bottom - top, right - left), step, title)
+    draw_image(axes, _WHITE + (1 - _WHITE) * part, (bottom - top, right - left), step, title, interpolation="bilinear")
     (photo,) = axes.images
     right, bottom = left + part.shape[1] * step, top + part.shape[0] * step
     photo.set_extent((left - 0.5, right - 0.5, bottom - 0.5, top - 0.5))
@@ -204,7 +205,7 @@ def _draw_weights(axes: Axes, found: _Neighbors, limits: tuple[float, float], di
 
 def _draw_cross(axes: Axes, point: tuple[float, float]) -> None:
     for color, length, width in (("white", 11.0, 3.0), (_INK, 10.0, 1.3)):
-        axes.plot(point[1], point[0], "+", color=color, markersize=length, markeredgewidth=width)
+        axes.plot(point[1], point[0], "+", color=color, markersize=length, markeredgewidth=width, zorder=3)
 
 
 def _draw_number(axes: Axes, point: tuple[float, float], part: tuple[int, int, int, int], number: int) -> None:
