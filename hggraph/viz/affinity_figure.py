@@ -12,7 +12,7 @@ from torch import Tensor
 from hggraph.stencil import Stencil
 from hggraph.viz.page import check_image, coarsening, page, shrink
 from hggraph.viz.panels import draw_image
-from hggraph.viz.scale import draw_scale
+from hggraph.viz.scale import color_range, draw_scale
 from hggraph.viz.shapes import Floats
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[floa
     step = coarsening(size)
     colors = image.detach().clamp(0, 1).expand(3, -1, -1)
     figure, overview, panels, inches = _layout(size, len(points))
+    aspect = inches[0] / inches[1]
     draw_image(overview, shrink(colors, step), size, step, f"{len(points)} point{'s' if len(points) > 1 else ''}")
     for number, (point, panel, found) in enumerate(zip(points, panels, near, strict=True), 1):
-        view = _view(found.center, np.array(stencil.reach) * pitch + 0.8 * spacing, 0.5 * spacing, size)
+        view = _view(found.center, np.array(stencil.reach) * pitch + 0.8 * spacing, 0.5 * spacing, size, aspect)
         title = f"{number}: x {point[1]:g}, y {point[0]:g}"
         if found.outside > 0:
             share = f"{100 * found.outside:.0f}" if found.outside >= 0.01 else "under 1"
@@ -110,7 +111,8 @@ def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[floa
         pixels_per_point = max(view.width / inches[0], view.height / inches[1]) / 72
         _draw_weights(panel, found, limits, min(_LARGEST, 0.82 * spacing / pixels_per_point))
         _draw_cross(panel, point)
-        _draw_number(overview, point, view.inside(size), number)
+        _draw_frame(overview, view.inside(size), size)
+        _draw_number(overview, point, number)
     title = f"Weight of a neighbour; the line is at 1/{len(stencil)}"
     draw_scale(figure, overview, limits, _COLORS, title, mark=1 / len(stencil))
     return figure
@@ -169,15 +171,15 @@ def _layout(size: tuple[int, int], count: int) -> tuple[Figure, Axes, list[Axes]
     return figure, overview, free[:count], inches
 
 
-def _view(center: Floats, reach: Floats, margin: float, size: tuple[int, int]) -> _View:
-    """Return what shows all within `reach` (y, x) of a place (x, y), in the image's shape, and where it can no more."""
-    share = max(2 * half / side for half, side in zip(reach, size, strict=True))
-    height, width = (min(1.0, share) * side for side in size)
-    left, top = (
-        min(max(-0.5 - margin, at - length / 2), side - 0.5 + margin - length)
-        for at, length, side in zip(center, (width, height), size[::-1], strict=True)
-    )
-    return _View(left, top, width, height)
+def _view(center: Floats, reach: Floats, margin: float, size: tuple[int, int], aspect: float) -> _View:
+    """Return what shows all within `reach` (y, x) of a place (x, y), beyond the image by a margin at most."""
+    height = max(2 * reach[0], 2 * reach[1] / aspect)
+    starts, lengths = [], []
+    for at, near, side, length in zip(center, reach[::-1], size[::-1], (height * aspect, height), strict=True):
+        first, last = min(-0.5, max(-0.5 - margin, at - near)), max(side - 0.5, min(side - 0.5 + margin, at + near))
+        lengths.append(min(length, last - first))
+        starts.append(min(max(first, at - length / 2), last - lengths[-1]))
+    return _View(*starts, *lengths)
 
 
 def _draw_surroundings(axes: Axes, colors: Tensor, view: _View, title: str) -> None:
@@ -194,12 +196,13 @@ def _draw_surroundings(axes: Axes, colors: Tensor, view: _View, title: str) -> N
 
 def _draw_weights(axes: Axes, found: _Neighbors, limits: tuple[float, float], diameter: float) -> None:
     """Draw a dot for each neighbour; `diameter` in points is that of the greatest weight."""
-    least, most = limits
+    most = limits[1]
     share = found.weights / most if most > 0 else np.ones_like(found.weights)
     x, y = found.places.T
     area = diameter**2 * np.maximum(share, 0.01)
+    least, top = color_range(limits)
     axes.scatter(
-        x, y, s=area, c=found.weights, cmap=_COLORS, vmin=least, vmax=most, edgecolors=_INK, linewidths=0.5, zorder=2.5
+        x, y, s=area, c=found.weights, cmap=_COLORS, vmin=least, vmax=top, edgecolors=_INK, linewidths=0.5, zorder=2.5
     )
 
 
@@ -208,14 +211,19 @@ def _draw_cross(axes: Axes, point: tuple[float, float]) -> None:
         axes.plot(point[1], point[0], "+", color=color, markersize=length, markeredgewidth=width, zorder=3)
 
 
-def _draw_number(axes: Axes, point: tuple[float, float], part: tuple[int, int, int, int], number: int) -> None:
-    """Draw a point's number on the whole image, and a frame around the part that its panel shows."""
+def _draw_frame(axes: Axes, part: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    """Draw a frame around a part of an image, unless it is the whole."""
     from matplotlib.patches import Rectangle
 
     left, top, right, bottom = part
+    if (right - left, bottom - top) == size[::-1]:
+        return
     for color, width in ((_INK, 2.2), ("white", 1.0)):
         frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=color, linewidth=width)
         axes.add_patch(frame)
+
+
+def _draw_number(axes: Axes, point: tuple[float, float], number: int) -> None:
     look = {"boxstyle": "circle,pad=0.25", "facecolor": "#ffd23f", "edgecolor": _INK, "linewidth": 0.9}
     axes.text(
         point[1], point[0], str(number), ha="center", va="center", fontsize=9, fontweight="bold", color=_INK, bbox=look

@@ -9,7 +9,7 @@ from torch import Tensor
 from hggraph.nn._conv import resize
 from hggraph.viz.page import check_image, coarsening, page, shrink
 from hggraph.viz.panels import draw_image
-from hggraph.viz.scale import draw_scale
+from hggraph.viz.scale import color_range, draw_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +59,7 @@ def mask_figure(image: Tensor, mask: Tensor) -> Figure:
     draw_image(left, shrink(image.detach().clamp(0, 1).expand(3, -1, -1), step), size, step, "Image")
     limits = (float(mean.min()), float(mean.max()))
     drawn = shrink(resize(mean[None, None], size)[0], step)[..., 0]
-    draw_image(right, drawn, size, step, title, cmap=_COLORS, vmin=limits[0], vmax=limits[1])
+    least, most = color_range(limits)
+    draw_image(right, drawn, size, step, title, cmap=_COLORS, vmin=least, vmax=most)
     draw_scale(figure, right, limits, _COLORS, "Mean of M")
     return figure

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_scale", "make_room"]
+__all__ = ["color_range", "draw_scale", "make_room"]
 
 _INK = "#1b1f24"
 _STRIP, _WIDTH, _HEIGHT = 0.66, 4.6, 0.15  # of the strip under the panels and of the scale in it, in inches
@@ -26,6 +26,11 @@ def make_room(figure: Figure, inches: float) -> None:
     for axes, box in boxes:
         bottom, share = box.y0 * height + inches, box.height * height
         axes.set_position((box.x0, bottom / (height + inches), box.width, share / (height + inches)))
+
+
+def color_range(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return what a map's first and last colour stand for: the limits, or where they are one, what lies around it."""
+    return limits if limits[1] > limits[0] else (limits[0] - 0.5, limits[0] + 0.5)
 
 
 def draw_scale(
@@ -47,13 +52,13 @@ def draw_scale(
     make_room(figure, _STRIP)
     page_width, page_height = figure.get_size_inches()
     left = axes.get_position().x0
-    width = min(_WIDTH / page_width, 1 - 2 * left) if left < 0.5 else min(_WIDTH / page_width, 0.96 - left)
+    width = min(_WIDTH / page_width, axes.get_position().width)
     inset = figure.add_axes((left, (_STRIP - _TOP - _HEIGHT) / page_height, width, _HEIGHT / page_height))
     bottom, top = limits
-    ticks = np.linspace(bottom, top, 5) if top > bottom else np.array([bottom])
-    norm = Normalize(bottom, top) if top > bottom else Normalize(bottom - 0.5, bottom + 0.5)
-    bar = figure.colorbar(ScalarMappable(norm, colors), cax=inset, orientation="horizontal", ticks=list(ticks))
     digits = min(6, max(0, 2 - math.floor(math.log10(top - bottom)))) if top > bottom else 3
+    ticks = np.linspace(bottom, top, 5 if digits < 5 else 3) if top > bottom else np.array([bottom])
+    drawn = ScalarMappable(Normalize(*color_range(limits)), colors)
+    bar = figure.colorbar(drawn, cax=inset, orientation="horizontal", ticks=list(ticks))
     bar.ax.set_xticklabels([f"{tick:.{digits}f}" for tick in ticks], fontsize=9.5, color=_INK)
     if top > bottom:  # labels stay inside the scale's ends
         bar.ax.get_xticklabels()[0].set_horizontalalignment("left")

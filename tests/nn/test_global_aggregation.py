@@ -162,7 +162,7 @@ def test_one_image_in_training(name):
     [
         (lambda: CGNL(512, 250), "`groups` must divide `channels` and `inner_channels`, got 8, 512 and 250"),
         (lambda: CGNL(9, 8), "got 8, 9 and 8"),
-        (lambda: CGNL(16)(torch.rand(1, 16, 2, 9)), "at least 3 x 3 pixels to be halved, got 2 x 9"),
+        (lambda: CGNL(16)(torch.rand(1, 16, 2, 9)), "at least 3 x 3 pixels to be downsampled, got 2 x 9"),
         (lambda: ASPP(8, dilations=(12, 0)), "`dilations` must be a whole number >= 1, got 0"),
         (lambda: ASPP(0), "`in_channels` must be a whole number >= 1"),
         (lambda: ASPP(8)(torch.rand(8, 4, 4)), r"`x` must have shape \(B, C, H, W\)"),
