@@ -24,7 +24,7 @@ __all__ = ["affinity_figure"]
 _COLORS = "plasma_r"
 _INK = "#1b1f24"
 _WHITE = 0.6  # share of white in the photo under the dots
-_LARGEST = 24.0  # diameter of a dot, in points
+_LARGEST, _NUMBER = 24.0, 9.0  # diameter of a dot and radius of a number, in points
 
 
 class _Neighbors(NamedTuple):
@@ -112,7 +112,7 @@ def affinity_figure(image: Tensor, affinity: Tensor, points: Sequence[tuple[floa
         _draw_weights(panel, found, limits, min(_LARGEST, 0.82 * spacing / pixels_per_point))
         _draw_cross(panel, point)
         _draw_frame(overview, view.inside(size), size)
-        _draw_number(overview, point, number)
+        _draw_number(figure, overview, point, size, number)
     title = f"Weight of a neighbour; the line is at 1/{len(stencil)}"
     draw_scale(figure, overview, limits, _COLORS, title, mark=1 / len(stencil))
     return figure
@@ -223,8 +223,10 @@ def _draw_frame(axes: Axes, part: tuple[int, int, int, int], size: tuple[int, in
         axes.add_patch(frame)
 
 
-def _draw_number(axes: Axes, point: tuple[float, float], number: int) -> None:
+def _draw_number(figure: Figure, axes: Axes, point: tuple[float, float], size: tuple[int, int], number: int) -> None:
+    """Draw a point's number on the whole image; at an edge so far inside that it does not reach the title."""
+    inches = figure.get_size_inches() * axes.get_position().size
+    margin = _NUMBER * max(size[1] / inches[0], size[0] / inches[1]) / 72
+    y, x = (min(max(at, margin), side - 1 - margin) for at, side in zip(point, size, strict=True))
     look = {"boxstyle": "circle,pad=0.25", "facecolor": "#ffd23f", "edgecolor": _INK, "linewidth": 0.9}
-    axes.text(
-        point[1], point[0], str(number), ha="center", va="center", fontsize=9, fontweight="bold", color=_INK, bbox=look
-    )
+    axes.text(x, y, str(number), ha="center", va="center", fontsize=9, fontweight="bold", color=_INK, bbox=look)
