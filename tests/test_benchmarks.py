@@ -8,6 +8,7 @@ import torch
 
 from hggraph.benchmarks import (
     _measure,
+    bench_gald,
     bench_hg_stage,
     bench_local_attention,
     bench_networks,
@@ -65,6 +66,12 @@ def test_networks(tmp_path, capsys):
     assert bench_networks.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     assert len(found(tmp_path / "out.json")) == 8
     assert "HG network, one region per pixel = dense network, float64" in capsys.readouterr().out
+
+
+def test_gald(tmp_path, capsys):
+    assert bench_gald.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert len(found(tmp_path / "out.json")) == 10
+    assert "LDv2 in the network = unfold, float64" in capsys.readouterr().out
 
 
 def test_training(tmp_path, capsys):

@@ -108,7 +108,7 @@ def inspect_network(
             text = " ".join(str(error).split()) or type(error).__name__
             named = str(job.image) in text or str(target) in text
             console.print(Text(f"error: {text if named else f'{job.image}: {text}'}"), style="red")
-    console.print(f"{len(jobs) - failed} of {len(jobs)} images: {out}")
+    console.print(Text(f"{len(jobs) - failed} of {len(jobs)} images: {out}"))
     if failed:
         raise typer.Exit(1)
 

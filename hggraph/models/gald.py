@@ -226,7 +226,7 @@ def gald(
         ResNet-101 (65.3 in Table VI). Table IV cannot be had from the published code: three depthwise convolutions of
         512 channels have 0.02 M parameters, 0.4 M is its CGNL; and the paper says neither on which map ASPP stands nor
         how wide queries, keys and values are. Its own two backbones differ by 17.9 M, ResNet-50 and 101 by 19.0 M.
-        Every configuration, with its operations, stands in ``docs/models.md``.
+        ``python -m hggraph.benchmarks.count_gald`` prints every configuration with its operations.
 
     Example:
         >>> net = gald("resnet18", "aspp", "v2", num_classes=5, channels=32).eval()

@@ -66,6 +66,12 @@ def test_compare_convolutions_over_seeds():
     assert "±" in next(iter(table.columns[1].cells))
 
 
+def test_local_attention(capsys):
+    assert load("05_local_attention").main(size=14, channels=8) < 1e-12
+    out = capsys.readouterr()
+    assert "on the graph of its pixels" in out.out and "every direction: True" in out.out and not out.err
+
+
 def test_networks_on_regions(tmp_path, capsys):
     load("04_networks_on_regions").main(out=tmp_path / "new")
     out = capsys.readouterr()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hggraph import SoftSLIC
 from hggraph.data import load_image, sample_photo
-from hggraph.models import hg_detector, hg_hrnet, hg_orientation, hg_resnet, hg_resunet
+from hggraph.models import gald, hg_detector, hg_hrnet, hg_orientation, hg_resnet, hg_resunet
+from tests.models.test_gald import ALL
 
 CLASSES, VOID, CAR = 11, 11, 8
 SIZE = (120, 160)
@@ -81,6 +82,21 @@ def segmentation(net: nn.Module, x: Tensor, classes: Tensor):
 )
 def test_segmentation(make, frames):
     net = make()
+    before, *_, after = losses(net, segmentation(net, *frames))
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize(("aggregation", "distribution", "arrangement"), ALL)
+def test_gald(aggregation, distribution, arrangement, frames):
+    options = {"channels": 32, "kernel_size": 3, "dilation": 2, "clusterer": SoftSLIC(16)}
+    net = gald("resnet18", aggregation, distribution, arrangement, CLASSES, **options)
+    before, *_, after = losses(net, segmentation(net, *frames), steps=4)
+    assert after < 0.9 * before
+
+
+def test_gald_on_regions(frames):
+    options = {"channels": 32, "kernel_size": 3, "clusterer": SoftSLIC(16), "num_classes": CLASSES}
+    net = gald("hg_resnet18", "hg", "v2", **options)
     before, *_, after = losses(net, segmentation(net, *frames))
     assert after < 0.8 * before
 
