@@ -1,8 +1,8 @@
 """Runs of `hggraph fit` side by side: what each recipe reached over its seeds, and the curves.
 
-    python -m hggraph.benchmarks.compare_runs RUN... [--metric val/miou] [--loss train/loss] [--plot FILE]
+    python -m hggraph.benchmarks.compare_runs RUN... [--metric val/miou]... [--loss train/loss] [--plot FILE]
 
-A run's folder is named RECIPE-SEED; runs of one recipe are one line of the table. The last value of the metric counts,
+A run's folder is named RECIPE-SEED; runs of one recipe are one line of the table. The last value of each metric counts,
 not the best one: to choose by the validation set would flatter.
 """
 
@@ -48,7 +48,7 @@ def draw(runs: dict[str, list[Path]], names: Sequence[str], colors: Sequence[Any
     """Return a figure: a panel for each name, a colour for each recipe."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
         for (recipe, paths), color in zip(runs.items(), colors, strict=False):
             for i, path in enumerate(paths):
@@ -64,26 +64,28 @@ def draw(runs: dict[str, list[Path]], names: Sequence[str], colors: Sequence[Any
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--metric", default="val/miou", help="what is compared, in [0, 1]")
+    parser.add_argument("--metric", action="append", help="what is compared, in [0, 1]; val/miou if none is given")
     parser.add_argument("--loss", default="train/loss", help="a loss, shown beside it")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves")
     args = parser.parse_args(argv)
     runs: dict[str, list[Path]] = {}
     for run in args.runs:
         runs.setdefault(run.name.rpartition("-")[0] or run.name, []).append(run)
-    table = Table("recipe", "runs", f"{args.metric}, %", "least to most", args.loss)
+    metrics: list[str] = args.metric or ["val/miou"]
+    columns = [column for metric in metrics for column in (f"{metric}, %", "least to most")]
+    table = Table("recipe", "runs", *columns, args.loss)
     for recipe, paths in runs.items():
-        values = [100 * curve(path, args.metric)[-1][1] for path in paths]
+        cells = []
+        for metric in metrics:
+            values = [100 * curve(path, metric)[-1][1] for path in paths]
+            cells += [f"{statistics.mean(values):.1f}", f"{min(values):.1f} to {max(values):.1f}"]
         losses = [smooth(curve(path, args.loss))[-1][1] for path in paths]
-        spread = f"{min(values):.1f} to {max(values):.1f}"
-        table.add_row(
-            recipe, str(len(paths)), f"{statistics.mean(values):.1f}", spread, f"{statistics.mean(losses):.3f}"
-        )
+        table.add_row(recipe, str(len(paths)), *cells, f"{statistics.mean(losses):.3f}")
     Console().print(table)
     if args.plot is not None:
         from matplotlib import colormaps
 
-        save_figure(draw(runs, (args.loss, args.metric), colormaps["tab10"].colors), args.plot)
+        save_figure(draw(runs, (args.loss, *metrics), colormaps["tab10"].colors), args.plot)
     return 0
 
 

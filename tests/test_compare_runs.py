@@ -22,6 +22,12 @@ def test_seeds_of_a_recipe_are_one_line(tmp_path, capsys):
     assert (tmp_path / "out.png").stat().st_size > 5000
 
 
+def test_several_metrics(tmp_path, capsys):
+    log(tmp_path / "dense-0", 0, [(0, 2.0, 0.25), (1, 1.5, 0.75)])
+    assert main([str(tmp_path / "dense-0"), "--metric", "val/miou", "--metric", "train/loss"]) == 0
+    assert {"75.0", "150.0"} <= set(capsys.readouterr().out.split())
+
+
 def test_a_step_taken_twice_counts_once(tmp_path):
     log(tmp_path / "run", 0, [(0, 3.0, ""), (1, 2.0, "")])
     log(tmp_path / "run", 10, [(1, 2.5, ""), (2, 1.0, "")])
