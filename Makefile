@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/03_compare_convolutions.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -16,8 +16,6 @@ pytest.importorskip("build", reason="needs the extra `dev`")
 ROOT = Path(__file__).parents[1]
 LINKED = ["kernels", "benchmarks"]  # folders at the top that the package reaches through a link
 
-pytestmark = pytest.mark.xdist_group("test_packaging")  # one process makes what they share
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,7 +19,6 @@ from hggraph.models.gald import gald
 
 pytest.importorskip("matplotlib", reason="needs the extra `viz`")
 pytest.importorskip("lightning", reason="needs the extra `train`")
-pytestmark = pytest.mark.xdist_group("cli/test_inspect")  # one process makes what they share
 
 CLASSES = 3
 STATISTICS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}

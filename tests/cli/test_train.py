@@ -14,7 +14,6 @@ from hggraph.cli import app
 from tests.engine.toys import write_recipe
 
 pytestmark = [
-    pytest.mark.xdist_group("cli/test_train"),  # one process makes what they share
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
 ]

@@ -21,8 +21,6 @@ unix = pytest.mark.skipif(os.name == "nt", reason="needs fork, signals and resou
 
 # kills: all in one process that has everything imported, and forks
 
-pytestmark = pytest.mark.xdist_group("engine/test_checkpoint_failures")  # one process makes what they share
-
 
 @pytest.fixture(scope="module")
 def crashes(tmp_path_factory):

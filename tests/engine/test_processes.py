@@ -13,8 +13,6 @@ from tests.engine.toys import write_recipe
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.xdist_group("engine/test_processes")  # one process makes what they share
-
 
 def hggraph(command: str, *arguments: object) -> None:
     run = [sys.executable, "-W", "ignore", "-m", "hggraph.cli", command, *map(str, arguments)]

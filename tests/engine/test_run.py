@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 
 # of Lightning's own doings
 pytestmark = [
-    pytest.mark.xdist_group("engine/test_run"),  # one process makes what they share
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
 ]

@@ -14,8 +14,6 @@ pytest.importorskip("skimage", reason="needs the extra `road`")
 SCRIPT = Path(__file__).with_name("evaluate_on_processes.py")
 WORLD = 3
 
-pytestmark = pytest.mark.xdist_group("metrics/test_processes")  # one process makes what they share
-
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -18,8 +18,8 @@ WINDOW = [(0, 0), (-1, 0), (0, 2), (2, -1)]
     "make",
     [
         lambda: hg_resnet(18, num_classes=3).eval(),
-        lambda: hg_resnet(18, num_classes=3).eval().fold(),
-        lambda: hg_resunet(18, plus=True, attention="object", aux=True).eval(),
+        pytest.param(lambda: hg_resnet(18, num_classes=3).eval().fold(), marks=pytest.mark.slow),
+        pytest.param(lambda: hg_resunet(18, plus=True, attention="object", aux=True).eval(), marks=pytest.mark.slow),
     ],
 )
 def test_onnx(make, tmp_path):

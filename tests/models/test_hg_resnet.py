@@ -155,7 +155,7 @@ def test_autocast_trains(variant, dtype):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiles_into_one_graph(folded):
     net = hg_resnet(18, num_classes=3).eval()
     net = net.fold() if folded else net

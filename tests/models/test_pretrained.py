@@ -18,8 +18,6 @@ from hggraph.models.pretrained import from_pretrained, model_card, pretrained_co
 SMALL = {"channels": 8, "depth": 1, "stacks": 1, "branches": 1, "clusterer": SoftSLIC(4)}
 CLASSES = ["ground", "road"]
 
-pytestmark = pytest.mark.xdist_group("models/test_pretrained")  # one process makes what they share
-
 
 def small() -> nn.Module:
     return hg_orientation(**SMALL)
