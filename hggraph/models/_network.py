@@ -16,6 +16,7 @@ from hggraph.cluster.importance import check_attention
 from hggraph.graph import Assignment
 from hggraph.models.fold import fold_batch_norm
 from hggraph.nn import HGStage
+from hggraph.nn._conv import resize
 
 __all__ = ["Clustered", "Regions", "SegmentationNetwork", "assign", "resize_attention"]
 
@@ -91,7 +92,7 @@ class SegmentationNetwork(nn.Module, ABC):
         out: dict[str, Any] = {}
         for name, value in logits.items():
             # sizes of 8 n + 1 give maps whose corners lie on the images' corners
-            full = F.interpolate(value, tuple(x.shape[2:]), mode="bilinear", align_corners=True)
+            full = resize(value, (x.shape[2], x.shape[3]))
             out[name] = full[:, :, :height, :width]
         if return_regions:
             out["regions"] = [Regions(name, s, region_graph(found, s)) for name, found, s in clustered]

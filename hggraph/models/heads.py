@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from hggraph.nn._conv import conv_norm_relu
+
 __all__ = ["fcn_head"]
 
 
@@ -23,9 +25,5 @@ def fcn_head(in_channels: int, num_classes: int, *, channels: int | None = None,
     """
     channels = in_channels // 4 if channels is None else channels
     return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-        nn.Dropout2d(dropout),
-        nn.Conv2d(channels, num_classes, 1),
+        *conv_norm_relu(in_channels, channels, 3), nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1)
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph.cluster import SoftSLIC
@@ -15,6 +14,7 @@ from hggraph.models._network import Clustered, SegmentationNetwork, assign
 from hggraph.models.heads import fcn_head
 from hggraph.models.weights import create_backbone
 from hggraph.nn import HGStage
+from hggraph.nn._conv import resize
 
 __all__ = ["HGHRNet", "hg_hrnet"]
 
@@ -147,6 +147,6 @@ def hg_hrnet(
 
 
 def _side_by_side(maps: list[Tensor]) -> Tensor:
-    size = tuple(maps[0].shape[2:])
-    rest = [F.interpolate(y, size, mode="bilinear", align_corners=True) for y in maps[1:]]
+    height, width = maps[0].shape[2:]
+    rest = [resize(y, (height, width)) for y in maps[1:]]
     return torch.cat([maps[0], *rest], 1)

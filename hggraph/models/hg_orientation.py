@@ -13,6 +13,7 @@ from hggraph.cluster import SoftSLIC
 from hggraph.models._network import Clustered, SegmentationNetwork, assign
 from hggraph.models.hg_resunet import check_focus, focus, residual_unit
 from hggraph.nn import HGStage
+from hggraph.nn._conv import conv_norm_relu
 
 __all__ = ["HGHourglass", "HGOrientation", "hg_orientation"]
 
@@ -86,7 +87,7 @@ class _Stack(nn.Module):
         tasks = range(len(classes))
         self.branches = nn.ModuleList([HGHourglass(channels, depth, len(classes), c) for c in clusterers])
         self.units = nn.ModuleList(
-            [nn.Sequential(*residual_unit(channels, channels), *_conv_norm_act(channels, channels, 1)) for _ in tasks]
+            [nn.Sequential(*residual_unit(channels, channels), *conv_norm_relu(channels, channels, 1)) for _ in tasks]
         )
         # the last stack's features go to the heads, nothing goes ahead
         scored = [] if last else classes
@@ -251,11 +252,6 @@ def _fuse(channels: int) -> nn.Conv2d:
     return nn.Conv2d(2 * channels, channels, 1, bias=False)
 
 
-def _conv_norm_act(in_channels: int, out_channels: int, kernel_size: int) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-
-
 def _full_size_head(channels: int, num_classes: int, *, grow: bool) -> nn.Sequential:
     """Return a head that doubles the size twice, or keeps it, with few channels on the large maps."""
     widths = [channels, max(1, channels // 2), max(1, channels // 4)]
@@ -265,5 +261,5 @@ def _full_size_head(channels: int, num_classes: int, *, grow: bool) -> nn.Sequen
             up = nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)
             layers += [up, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
         else:
-            layers += _conv_norm_act(before, after, 1)
-    return nn.Sequential(*layers, *_conv_norm_act(widths[-1], widths[-1], 3), nn.Conv2d(widths[-1], num_classes, 1))
+            layers += conv_norm_relu(before, after, 1)
+    return nn.Sequential(*layers, *conv_norm_relu(widths[-1], widths[-1], 3), nn.Conv2d(widths[-1], num_classes, 1))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph.cluster import SoftSLIC, object_attention, uncertainty_attention
@@ -15,6 +14,7 @@ from hggraph.models.heads import fcn_head
 from hggraph.models.hg_resnet import DEPTHS, out_channels, stages_of
 from hggraph.models.weights import create_backbone
 from hggraph.nn import HGStage
+from hggraph.nn._conv import resize
 
 __all__ = ["ATTENTIONS", "HGResUNet", "check_focus", "focus", "hg_resunet", "residual_unit"]
 
@@ -82,7 +82,7 @@ class HGResUNet(SegmentationNetwork):
         else:
             y = self.decoder_first(self.encoder_last(x))
         for block, skip in zip(self.decoder, skips[3::-1], strict=False):
-            y = F.interpolate(y, tuple(skip.shape[2:]), mode="bilinear", align_corners=True)
+            y = resize(y, (skip.shape[2], skip.shape[3]))
             y = block(torch.cat([y, skip], 1))
         logits = {"out": self.head(y)}
         if self.training and coarse is not None:

@@ -1,4 +1,4 @@
-"""What the context layers share: a convolution with its normalisation, and resizing."""
+"""What layers and networks are made of: a convolution with its normalisation, and resizing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1, *,
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a map ``(B, C, h, w)`` at another size: bilinear, corners on corners, as GALD's code does."""
+    """Return a map ``(B, C, h, w)`` at another size: bilinear, corners on corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
