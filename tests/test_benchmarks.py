@@ -12,6 +12,7 @@ from hggraph.benchmarks import (
     bench_hg_stage,
     bench_local_attention,
     bench_networks,
+    bench_py_conv,
     bench_region_graph,
     bench_segment,
     bench_soft_slic,
@@ -62,10 +63,17 @@ def test_case(case, ratios, absent, agreement, tmp_path, capsys):
     assert f"agreement: {agreement}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_networks(tmp_path, capsys):
     assert bench_networks.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     assert len(found(tmp_path / "out.json")) == 8
     assert "HG network, one region per pixel = dense network, float64" in capsys.readouterr().out
+
+
+def test_py_conv(tmp_path, capsys):
+    assert bench_py_conv.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert len(found(tmp_path / "out.json")) == 7
+    assert "PyConvResNet = the same on F.conv2d, float64" in capsys.readouterr().out
 
 
 def test_gald(tmp_path, capsys):

@@ -28,11 +28,12 @@ CASES = {
     "soft_slic": "soft assignment, centre update and the whole graph part of a stage, against eager PyTorch",
     "region_graph": "photo file to region graph, against scikit-image's SLIC",
     "hg_stage": "the HG stage and its parts, against the dense stage 4 of a ResNet-101",
+    "py_conv": "pyramids against grouped convolution, PyConvResNet-50 against ResNet-50; two minutes on a CPU",
     "gald": "GALD's networks with and without local distribution, its attention against unfold; four minutes on a CPU",
     "training": "training steps of HG-ResNet18, against dense ones and the loading of batches; five minutes on a CPU",
     "networks": "whole HG-ResNets, as trained and folded, against dense ones; ten minutes on a CPU",
 }
-LONG = ("gald", "training", "networks")  # measured only when named
+LONG = ("py_conv", "gald", "training", "networks")  # measured only when named
 
 
 class Dtype(StrEnum):
@@ -47,7 +48,7 @@ def run_benchmarks(
     cases: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CASE", help=f"Any of {', '.join(CASES)}. Without one, all but the last three.", show_default=False
+            metavar="CASE", help=f"Any of {', '.join(CASES)}. Without one, all but the last four.", show_default=False
         ),
     ] = None,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hggraph.ops.region_adjacency import strongest_direction, tie
 from hggraph.ops.typed_aggregate import EPSILON
 from hggraph.stencil import Stencil
 
@@ -26,6 +27,7 @@ class RegionAdjacency:
         edges: ``(edge_index (2, E), edge_type (E,), edge_weight (E,))`` over the flat node index ``b * R + r``.
         batch_size: B, needed with `edges`.
         num_regions: R, needed with `edges`.
+        max_direction: Whether only the strongest direction of each pair is there.
 
     Example:
         >>> a = RegionAdjacency(Stencil([(0, 1)]), torch.tensor([[[[0.0, 2.0], [0.0, 0.0]]]]))
@@ -43,6 +45,7 @@ class RegionAdjacency:
         edges: tuple[Tensor, Tensor, Tensor] | None = None,
         batch_size: int = 0,
         num_regions: int = 0,
+        max_direction: bool = False,
     ) -> None:
         if (dense is None) == (edges is None):
             raise ValueError("Give either `dense` or `edges`.")
@@ -55,15 +58,24 @@ class RegionAdjacency:
         self.stencil = stencil
         self.batch_size = batch_size
         self.num_regions = num_regions
+        self.max_direction = max_direction
         self._dense = dense
         self._degree = degree
         self._edges = edges
         self._normalized: Tensor | None = None
+        self._restricted: dict[tuple[Stencil, bool], RegionAdjacency] = {}
 
     @property
     def is_dense(self) -> bool:
         """Whether the weights are held as matrices."""
         return self._dense is not None
+
+    @property
+    def _weight(self) -> Tensor:
+        if self._dense is not None:
+            return self._dense
+        assert self._edges is not None
+        return self._edges[2]
 
     def to_dense(self) -> Tensor:
         """Return the raw weights A_k[i, j], shape ``(B, K, R, R)``, target i before source j.
@@ -103,8 +115,7 @@ class RegionAdjacency:
 
         Computed once, unless the weights are a parameter, which may change and be differentiated again.
         """
-        kept, weight = self._normalized, self._dense if self._edges is None else self._edges[2]
-        assert weight is not None
+        kept, weight = self._normalized, self._weight
         # what was computed without a graph does not serve where one is needed
         needed = torch.is_grad_enabled() and weight.requires_grad
         if kept is None or (needed and not kept.requires_grad):
@@ -114,7 +125,97 @@ class RegionAdjacency:
             self._normalized = None if weight.requires_grad and weight.is_leaf else kept
         return kept
 
+    def restrict(self, stencil: Stencil, *, max_direction: bool = True) -> RegionAdjacency:
+        """Return the adjacency in some of the directions, as `Assignment.adjacency` of them would be.
+
+        A pyramid of stencils so has one adjacency, of the largest, computed once.
+
+        Args:
+            stencil: Displacements that are all among these.
+            max_direction: Keep only the strongest of them for each pair; likewise.
+
+        Returns:
+            In the form of this one; kept, so that layers share it. Differentiable.
+
+        Raises:
+            ValueError: if a displacement is missing here, or this has the strongest direction of each pair only, which
+                may be another than the strongest of fewer.
+
+        Note:
+            O(K R^2) for dense weights, a sort for edges. Deterministic.
+
+        Example:
+            >>> a = RegionAdjacency(Stencil([(0, -1), (0, 1)]), torch.tensor([[[[0.0, 2.0], [1.0, 0.0]]] * 2]))
+            >>> a.restrict(Stencil([(0, 1)])).to_dense()
+            tensor([[[[0., 2.],
+                      [1., 0.]]]])
+        """
+        missing = [offset for offset in stencil if offset not in self.stencil.offsets]
+        if missing:
+            raise ValueError(f"`stencil` must lie in {self.stencil!r}, which lacks {missing[:3]}.")
+        if stencil == self.stencil and max_direction == self.max_direction:
+            return self
+        if self.max_direction:
+            raise ValueError(
+                f"This adjacency has the strongest of {len(self.stencil)} directions only; to choose among "
+                f"{len(stencil)} of them make it with max_direction=False."
+            )
+        weight, kept = self._weight, self._restricted.get((stencil, max_direction))
+        # what was computed without a graph does not serve where one is needed
+        needed = torch.is_grad_enabled() and weight.requires_grad
+        if kept is None or (needed and not kept._weight.requires_grad):
+            kept = self._restrict(stencil, max_direction)
+            if not (weight.requires_grad and weight.is_leaf):
+                self._restricted[stencil, max_direction] = kept
+        return kept
+
+    def _restrict(self, stencil: Stencil, max_direction: bool) -> RegionAdjacency:
+        index = [self.stencil.offsets.index(offset) for offset in stencil]
+        if self._dense is not None:
+            dense = self._dense[:, index]
+            dense = dense * strongest_direction(dense) if max_direction else dense
+            return RegionAdjacency(stencil, dense, max_direction=max_direction)
+        assert self._edges is not None
+        edge_index, edge_type, edge_weight = self._edges
+        place = edge_type.new_full((len(self.stencil),), -1)
+        place[index] = torch.arange(len(index), device=place.device)
+        edge_type = place[edge_type]
+        nodes = self.batch_size * self.num_regions
+        edges = _chosen(edge_type >= 0, edge_index, edge_type, edge_weight)
+        if max_direction:
+            edges = _chosen(_strongest_edges(*edges[:2], edges[2].detach(), nodes), *edges)
+        return RegionAdjacency(
+            stencil,
+            edges=_sorted(*edges, len(stencil), nodes),
+            batch_size=self.batch_size,
+            num_regions=self.num_regions,
+            max_direction=max_direction,
+        )
+
     def __repr__(self) -> str:
         """Show sizes."""
         form = "dense" if self.is_dense else "edges"
         return f"RegionAdjacency({self.stencil!r}, batch_size={self.batch_size}, regions={self.num_regions}, {form})"
+
+
+def _strongest_edges(edge_index: Tensor, edge_type: Tensor, weight: Tensor, num_nodes: int) -> Tensor:
+    """Mark the strongest edge of each pair of regions; of those equal up to rounding the first type."""
+    pairs, pair = torch.unique(edge_index[1] * num_nodes + edge_index[0], return_inverse=True)
+    most = weight.new_zeros(len(pairs)).scatter_reduce(0, pair, weight, "amax")
+    near = weight >= most[pair] * tie(weight.dtype)
+    types = torch.where(near, edge_type, edge_type.new_full((), torch.iinfo(edge_type.dtype).max))
+    first = types.new_full((len(pairs),), torch.iinfo(types.dtype).max).scatter_reduce(0, pair, types, "amin")
+    return types == first[pair]
+
+
+def _chosen(mask: Tensor, edge_index: Tensor, edge_type: Tensor, edge_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return edge_index[:, mask], edge_type[mask], edge_weight[mask]
+
+
+def _sorted(
+    edge_index: Tensor, edge_type: Tensor, edge_weight: Tensor, types: int, num_nodes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return edges by target, then type, then source."""
+    source, target = edge_index
+    order = torch.argsort((target * types + edge_type) * num_nodes + source)
+    return edge_index[:, order], edge_type[order], edge_weight[order]

@@ -253,10 +253,16 @@ class Assignment:
                 max_direction=max_direction,
                 return_degree=True,
             )
-            return RegionAdjacency(stencil, dense, degree=degree)
+            return RegionAdjacency(stencil, dense, degree=degree, max_direction=max_direction)
         with self._without_autocast():
             edges = tile_adjacency(self.tiles, self._weight, stencil, noise_cancel, max_direction)
-        return RegionAdjacency(stencil, edges=edges, batch_size=self.batch_size, num_regions=self.num_regions)
+        return RegionAdjacency(
+            stencil,
+            edges=edges,
+            batch_size=self.batch_size,
+            num_regions=self.num_regions,
+            max_direction=max_direction,
+        )
 
     def _without_autocast(self) -> torch.autocast:
         return torch.autocast(self._weight.device.type, enabled=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hggraph.nn import DeformConv2d, DenseHGConv, HGConv
+from hggraph.nn import DeformConv2d, DenseHGConv, HGConv, PyConv2d, PyConv3d
 
 __all__ = ["compose_convs", "fold_batch_norm"]
 
@@ -17,6 +17,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 # axis of the weight that holds the outputs
 _OUTPUT_AXIS: dict[type[nn.Module], int] = {
     nn.Conv2d: 0,
+    nn.Conv3d: 0,
     nn.Linear: 0,
     DeformConv2d: 0,
     nn.ConvTranspose2d: 1,
@@ -109,7 +110,7 @@ def _last(layer: nn.Module | None) -> nn.Module | None:
     """Return the layer whose result comes out, if its outputs can be scaled."""
     while isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
-    return layer if type(layer) in _OUTPUT_AXIS else None
+    return layer if type(layer) in _OUTPUT_AXIS or isinstance(layer, PyConv2d | PyConv3d) else None
 
 
 def _scale(layer: Any, norm: Any) -> None:
@@ -119,10 +120,20 @@ def _scale(layer: Any, norm: Any) -> None:
         factor = factor if norm.weight is None else factor * norm.weight.double()
         shift = -norm.running_mean.double() * factor
         shift = shift if norm.bias is None else shift + norm.bias.double()
-        if layer.bias is not None:
-            shift = shift + layer.bias.double() * factor
-        layer.weight.copy_(layer.weight.double() * _along(factor, layer))
-        layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+        if isinstance(layer, PyConv2d | PyConv3d):
+            splits = [level.out_channels for level in layer.pyramid]
+            for level, a, b in zip(layer.levels, factor.split(splits), shift.split(splits), strict=True):
+                _apply(level, a, b)
+        else:
+            _apply(layer, factor, shift)
+
+
+def _apply(layer: Any, factor: Tensor, shift: Tensor) -> None:
+    """Scale and shift a layer's outputs."""
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * factor
+    layer.weight.copy_(layer.weight.double() * _along(factor, layer))
+    layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
 
 
 def _along(factor: Tensor, layer: nn.Module) -> Tensor:

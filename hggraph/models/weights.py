@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from hggraph._files import write_atomically
+
+Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 __all__ = ["check_state", "create_backbone", "load_weights", "save_weights"]
 
@@ -95,18 +97,20 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     write_atomically(path, lambda temporary: save_file(state, temporary))
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, rename: Rename | None = None) -> None:
     """Read what `save_weights` has written into a network of the same shape.
 
     Args:
         model: Gets the weights, on the device where it is.
         path: A ``.safetensors`` file, or a ``.pth`` file of tensors alone.
+        rename: Maps the tensors by name to those of this network, for files of another program.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is none of weights or another network's; the network is then as it was.
     """
     state = _read(Path(path))
+    state = state if rename is None else rename(state)
     check_state(state, model.state_dict(), Path(path), type(model).__name__)
     model.load_state_dict(state)
 

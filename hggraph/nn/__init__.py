@@ -9,6 +9,8 @@ from hggraph.nn.gmm_conv import GMMConv as GMMConv
 from hggraph.nn.hg_block import HGBasicBlock as HGBasicBlock
 from hggraph.nn.hg_block import HGBottleneck as HGBottleneck
 from hggraph.nn.hg_conv import HGConv as HGConv
+from hggraph.nn.hg_py_conv import DenseHGPyConv as DenseHGPyConv
+from hggraph.nn.hg_py_conv import HGPyConv as HGPyConv
 from hggraph.nn.hg_stage import HGStage as HGStage
 from hggraph.nn.local_attention import DenseLocalAttention as DenseLocalAttention
 from hggraph.nn.local_attention import LocalAttention as LocalAttention
@@ -19,6 +21,8 @@ from hggraph.nn.losses import CrossEntropy as CrossEntropy
 from hggraph.nn.non_local import NonLocal as NonLocal
 from hggraph.nn.ohem import OhemCrossEntropy as OhemCrossEntropy
 from hggraph.nn.output_loss import OutputLoss as OutputLoss
+from hggraph.nn.py_conv import PyConv2d as PyConv2d
+from hggraph.nn.py_conv import PyConv3d as PyConv3d
 from hggraph.nn.pyramid_pooling import PyramidPooling as PyramidPooling
 from hggraph.nn.road_loss import OrientationLoss as OrientationLoss
 from hggraph.nn.road_loss import SoftIoU as SoftIoU

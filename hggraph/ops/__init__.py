@@ -4,6 +4,7 @@ from hggraph.ops._library import use_backend as use_backend
 from hggraph.ops.centre_update import centre_update as centre_update
 from hggraph.ops.deform_conv2d import deform_conv2d as deform_conv2d
 from hggraph.ops.edge_attention import edge_attention as edge_attention
+from hggraph.ops.grouped_conv2d import grouped_conv2d as grouped_conv2d
 from hggraph.ops.local_attention import local_affinity as local_affinity
 from hggraph.ops.local_attention import local_attention as local_attention
 from hggraph.ops.region_adjacency import region_adjacency as region_adjacency

@@ -111,12 +111,12 @@ def opposite_pairs(offsets: Sequence[int]) -> list[tuple[int, int | None]]:
 
 def strongest_direction(weight: Tensor) -> Tensor:
     """Mark the largest of the directions in dimension 1; of those equal up to rounding the first."""
-    near = weight >= weight.amax(1, keepdim=True) * _tie(weight.dtype)
+    near = weight >= weight.amax(1, keepdim=True) * tie(weight.dtype)
     first = near.to(torch.uint8).argmax(1, keepdim=True)
     return torch.zeros_like(near).scatter_(1, first, True)
 
 
-def _tie(dtype: torch.dtype) -> float:
+def tie(dtype: torch.dtype) -> float:
     """Return the share of the strongest direction from which another counts as equal up to rounding."""
     return 1 - 1024 * torch.finfo(dtype).eps
 
@@ -190,8 +190,8 @@ def _region_adjacency(
     assignment: Tensor, size: list[int], offsets: list[int], noise_cancel: bool, max_direction: bool
 ) -> tuple[Tensor, Tensor]:
     if (triton := kernel("region_adjacency", assignment)) is not None:
-        tie = _tie(torch.float32)
-        return triton.region_adjacency(assignment, size, offsets, noise_cancel, max_direction, FILTER, tie)
+        share = tie(torch.float32)
+        return triton.region_adjacency(assignment, size, offsets, noise_cancel, max_direction, FILTER, share)
     flat, width = _padded(assignment, size, offsets)
     batch, regions = assignment.shape[:2]
     raw = assignment.new_zeros(batch, len(offsets) // 2, regions, regions)
