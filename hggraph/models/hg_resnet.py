@@ -16,7 +16,7 @@ from hggraph.nn import DeformConv2d, HGStage
 
 __all__ = ["DEPTHS", "HGResNet", "ResNetTrunk", "hg_resnet", "out_channels", "resnet_trunk"]
 
-DEPTHS = (18, 34, 50, 101)
+DEPTHS = (18, 34, 50, 101, 152)
 VARIANTS = ("dilation", "dcn")
 HG_STAGES = ((), (4,), (3, 4))
 
@@ -157,12 +157,12 @@ def hg_resnet(
     `SegmentationNetwork.forward` says; ``fold()`` gives a faster form for inference.
 
     Args:
-        depth: 18, 34, 50 or 101; or a name of timm's, for a ResNet of the same blocks.
+        depth: 18, 34, 50, 101 or 152; or a name of timm's, for a ResNet of the same blocks.
         variant: ``"dilation"``, or ``"dcn"``: deformable 3x3 convolutions in what is on pixels of stages 3 and 4.
         hg_stages: ``(4,)``, ``(3, 4)``, or ``()`` for the dense network.
         num_classes: Channels of the logits, at least 1.
         in_channels: Channels of the images.
-        stem: ``"plain"`` 7x7, or ``"deep"``, three 3x3 of 64, 64 and 128 channels. None: deep for 50 and 101, as in
+        stem: ``"plain"`` 7x7, or ``"deep"``, three 3x3 of 64, 64 and 128 channels. None: deep from 50 on, as in
             the paper, for which timm has weights; plain for 18 and 34.
         output_stride: Image pixels per pixel of the last map: 8, 16 or 32. On regions stage 4 has no stride.
         last_stage: 3 leaves stage 4 out of the dense network: what it has to be compared with, too.

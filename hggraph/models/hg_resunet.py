@@ -118,7 +118,7 @@ def hg_resunet(
     centres (Eq. 11 to 13). An attention map given in the call takes its place.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 18, 34, 50, 101 or 152.
         plus: The first convolution has stride 1 and there is no max-pooling: maps of 1, 1/2, 1/4 and 1/8, for thin
             objects such as roads. False: the ordinary stem and dilation in stages 3 and 4, as for salient objects.
         attention: ``"object"``, ``"uncertainty"`` or None.

@@ -10,6 +10,7 @@ from hggraph.models.hg_hrnet import hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation
 from hggraph.models.hg_resnet import hg_resnet
 from hggraph.models.hg_resunet import hg_resunet
+from hggraph.models.pyconv_segnet import pyconv_segnet
 
 __all__ = ["MAKERS", "Maker"]
 
@@ -20,4 +21,5 @@ MAKERS: dict[str, Maker] = {
     "hg_resunet": hg_resunet,
     "hg_orientation": hg_orientation,
     "gald": gald,
+    "pyconv_segnet": pyconv_segnet,
 }

@@ -245,7 +245,7 @@ def test_the_trunk_is_that_of_hg_resnet():
     ("arguments", "message"),
     [
         ({"backbone": "vgg16"}, "`backbone` must be a name such as 'resnet50' or 'hg_resnet50', got 'vgg16'"),
-        ({"backbone": "resnet20"}, r"`depth` must be one of \(18, 34, 50, 101\)"),
+        ({"backbone": "resnet20"}, r"`depth` must be one of \(18, 34, 50, 101, 152\)"),
         ({"aggregation": "mean"}, "`aggregation` must be one of 'aspp', 'psp', 'non_local', 'cgnl', 'hg', None"),
         ({"distribution": "v3"}, "`distribution` must be one of 'v1', 'v2', None, got 'v3'"),
         ({"arrangement": "ldga"}, "`arrangement` must be one of 'ga_ld', 'ld_ga', 'parallel', got 'ldga'"),

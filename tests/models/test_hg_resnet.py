@@ -176,7 +176,7 @@ def test_exports():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 20}, r"`depth` must be one of \(18, 34, 50, 101\)"),
+        ({"depth": 20}, r"`depth` must be one of \(18, 34, 50, 101, 152\)"),
         ({"depth": "resnet7"}, "timm has no network 'resnet7'. Did you mean"),
         ({"depth": "vit_tiny_patch16_224"}, "no network with these stages"),
         ({"depth": "vgg11", "output_stride": 32}, "must be a ResNet of timm with four stages"),

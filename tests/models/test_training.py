@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hggraph import SoftSLIC
 from hggraph.data import load_image, sample_photo
-from hggraph.models import gald, hg_detector, hg_hrnet, hg_orientation, hg_resnet, hg_resunet
+from hggraph.models import gald, hg_detector, hg_hrnet, hg_orientation, hg_resnet, hg_resunet, pyconv_segnet
 from tests.models.test_gald import ALL
 
 CLASSES, VOID, CAR = 11, 11, 8
@@ -99,6 +99,13 @@ def test_gald_on_regions(frames):
     net = gald("hg_resnet18", "hg", "v2", **options)
     before, *_, after = losses(net, segmentation(net, *frames))
     assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("backbone", ["pyconv_resnet18", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_pyconv_segnet(backbone, frames):
+    net = pyconv_segnet(backbone, CLASSES, channels=64)
+    before, *_, after = losses(net, segmentation(net, *frames), steps=4)
+    assert after < 0.9 * before
 
 
 def test_resunet_finds_an_object_and_focuses_on_it(frames):
