@@ -18,6 +18,7 @@ from hggraph.models.pretrained import pretrained_config as pretrained_config
 from hggraph.models.pretrained import save_pretrained as save_pretrained
 from hggraph.models.pyconv_resnet import pyconv_hg_resnet as pyconv_hg_resnet
 from hggraph.models.pyconv_resnet import pyconv_resnet as pyconv_resnet
+from hggraph.models.pyconv_resnet3d import pyconv_resnet3d as pyconv_resnet3d
 from hggraph.models.pyconv_segnet import pyconv_segnet as pyconv_segnet
 from hggraph.models.weights import load_weights as load_weights
 from hggraph.models.weights import save_weights as save_weights

@@ -12,7 +12,7 @@ from hggraph.nn import DeformConv2d, DenseHGConv, HGConv, PyConv2d, PyConv3d
 
 __all__ = ["compose_convs", "fold_batch_norm"]
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # axis of the weight that holds the outputs
 _OUTPUT_AXIS: dict[type[nn.Module], int] = {

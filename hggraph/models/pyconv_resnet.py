@@ -65,6 +65,11 @@ class PyConvBottleneck(_Residual):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
 
+    @property
+    def last_norm(self) -> nn.Module:
+        """The normalisation before the addition."""
+        return self.bn3
+
     def branch(self, x: Tensor) -> Tensor:
         """Return the three convolutions' result."""
         x = self.relu(self.bn1(self.conv1(x)))
@@ -86,6 +91,11 @@ class PyConvBasicBlock(_Residual):
             PyConv2d(width, width, dilation=dilation, **pyramid) if twice else nn.Conv2d(width, width, 1, bias=False)
         )
         self.bn2 = nn.BatchNorm2d(width)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The normalisation before the addition."""
+        return self.bn2
 
     def branch(self, x: Tensor) -> Tensor:
         """Return the two convolutions' result."""
@@ -157,7 +167,7 @@ class PyConvResNet(nn.Module):
             setattr(self, f"layer{i}", nn.Sequential(*blocks))
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(before, num_classes)
-        _initialise(self, zero_init=zero_init)
+        initialise(self, zero_init=zero_init)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the maps of the four stages, at strides 4, 8, 16 and 32 or, dilated, fewer."""
@@ -308,11 +318,10 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | No
     return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def _initialise(net: nn.Module, *, zero_init: bool) -> None:
+def initialise(net: nn.Module, *, zero_init: bool = False) -> None:
+    """Draw convolutions as He et al. do (fan out); with `zero_init` blocks start as identities."""
     for part in net.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-        elif zero_init and isinstance(part, PyConvBottleneck):
-            nn.init.zeros_(part.bn3.weight)
-        elif zero_init and isinstance(part, PyConvBasicBlock):
-            nn.init.zeros_(part.bn2.weight)
+        elif zero_init and isinstance(norm := getattr(part, "last_norm", None), nn.Module):
+            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
