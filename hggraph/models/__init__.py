@@ -20,5 +20,6 @@ from hggraph.models.pyconv_resnet import pyconv_hg_resnet as pyconv_hg_resnet
 from hggraph.models.pyconv_resnet import pyconv_resnet as pyconv_resnet
 from hggraph.models.pyconv_resnet3d import pyconv_resnet3d as pyconv_resnet3d
 from hggraph.models.pyconv_segnet import pyconv_segnet as pyconv_segnet
+from hggraph.models.pyconv_ssd import pyconv_ssd as pyconv_ssd
 from hggraph.models.weights import load_weights as load_weights
 from hggraph.models.weights import save_weights as save_weights

@@ -284,6 +284,17 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def make_trunk(
+    depth: int, *, in_channels: int = 3, output_stride: int = 32, pretrained: bool | str | Path = False
+) -> PyConvResNet:
+    """Return a `pyconv_resnet` without its classifier, as a backbone; `pretrained` is a file or False."""
+    if pretrained is True:
+        raise ValueError("There are no weights of PyConvResNets to download; give a file: pretrained='weights.pth'.")
+    net = pyconv_resnet(depth, in_channels=in_channels, output_stride=output_stride, pretrained=pretrained or None)
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    return net
+
+
 def _make(
     family: Family,
     depth: int,

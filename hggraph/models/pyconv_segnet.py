@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from hggraph._check import check_features, check_positive
 from hggraph.models._network import Clustered, SegmentationNetwork
 from hggraph.models.heads import fcn_head
 from hggraph.models.hg_resnet import ResNetTrunk, resnet_trunk
-from hggraph.models.pyconv_resnet import PyConvResNet, pyconv_resnet
+from hggraph.models.pyconv_resnet import PyConvResNet, make_trunk
 from hggraph.nn import PyConv2d
 from hggraph.nn._conv import conv_norm_relu, resize
 
@@ -163,7 +162,7 @@ def pyconv_segnet(
     depth = int(found[2])
     trunk: ResNetTrunk | PyConvResNet
     if found[1] == "pyconv_":
-        trunk = _pyconv_trunk(depth, in_channels, output_stride, pretrained)
+        trunk = make_trunk(depth, in_channels=in_channels, output_stride=output_stride, pretrained=pretrained)
     else:
         trunk = resnet_trunk(
             depth,
@@ -194,12 +193,3 @@ def _parser(in_channels: int, channels: int) -> nn.Sequential:
         PyConv2d(channels, channels, KERNELS, GROUPS), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
     )
     return nn.Sequential(conv_norm_relu(in_channels, channels), pyramid, conv_norm_relu(channels, channels))
-
-
-def _pyconv_trunk(depth: int, in_channels: int, output_stride: int, pretrained: bool | str | Path) -> PyConvResNet:
-    if pretrained is True:
-        raise ValueError("There are no weights of PyConvResNets to download; give a file: pretrained='weights.pth'.")
-    options: dict[str, Any] = {"in_channels": in_channels, "output_stride": output_stride}
-    trunk = pyconv_resnet(depth, 1000, **options, pretrained=pretrained or None)
-    trunk.fc = nn.Identity()  # type: ignore[assignment]
-    return trunk
