@@ -170,16 +170,13 @@ class RegionAdjacency:
         return kept
 
     def _restrict(self, stencil: Stencil, max_direction: bool) -> RegionAdjacency:
-        index = [self.stencil.offsets.index(offset) for offset in stencil]
         if self._dense is not None:
-            dense = self._dense[:, index]
+            dense = self._dense[:, [self.stencil.offsets.index(offset) for offset in stencil]]
             dense = dense * strongest_direction(dense) if max_direction else dense
             return RegionAdjacency(stencil, dense, max_direction=max_direction)
         assert self._edges is not None
         edge_index, edge_type, edge_weight = self._edges
-        place = edge_type.new_full((len(self.stencil),), -1)
-        place[index] = torch.arange(len(index), device=place.device)
-        edge_type = place[edge_type]
+        edge_type = retype(edge_type, self.stencil, stencil)
         nodes = self.batch_size * self.num_regions
         edges = _chosen(edge_type >= 0, edge_index, edge_type, edge_weight)
         if max_direction:
@@ -196,6 +193,17 @@ class RegionAdjacency:
         """Show sizes."""
         form = "dense" if self.is_dense else "edges"
         return f"RegionAdjacency({self.stencil!r}, batch_size={self.batch_size}, regions={self.num_regions}, {form})"
+
+
+def retype(edge_type: Tensor, stencil: Stencil, fewer: Stencil) -> Tensor:
+    """Return the types of edges by a stencil as those by another; -1 for a displacement that it lacks.
+
+    Example:
+        >>> retype(torch.tensor([0, 4, 5]), Stencil.square(3), Stencil([(0, 1), (0, 0)])).tolist()
+        [-1, 1, 0]
+    """
+    index = {offset: k for k, offset in enumerate(fewer)}
+    return edge_type.new_tensor([index.get(offset, -1) for offset in stencil])[edge_type]
 
 
 def _strongest_edges(edge_index: Tensor, edge_type: Tensor, weight: Tensor, num_nodes: int) -> Tensor:

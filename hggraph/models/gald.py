@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from hggraph._check import check_positive
 from hggraph.cluster import SoftSLIC
 from hggraph.models._network import Clustered, SegmentationNetwork, assign
 from hggraph.models.heads import fcn_head
@@ -106,8 +107,10 @@ class GALD(SegmentationNetwork):
             neighbours ``(B, heads, K, h, w)``.
 
         Raises:
-            ValueError: if the network has no local distribution, and as a call does.
+            ValueError: if the network is in training mode or has no local distribution, and as a call does.
         """
+        if self.training:  # a call would change the statistics of its normalisations
+            raise ValueError("The network must be in eval mode to be looked at; call `.eval()` first.")
         distribution = self.distribution
         if distribution is None:
             raise ValueError(
@@ -185,8 +188,8 @@ def gald(
     inference.
 
     Args:
-        backbone: ``"resnet50"``, ``"resnet101"``, ``"resnet18"`` or ``"resnet34"``; with ``"hg_"`` before it, stage 4
-            is on regions (`hg_resnet`).
+        backbone: ``"resnet50"`` or ``"resnet101"``, also 18, 34 and 152; with ``"hg_"`` before it, stage 4 is on
+            regions (`hg_resnet`).
         aggregation: ``"aspp"``, ``"psp"``, ``"non_local"`` or ``"cgnl"``; ``"hg"``: two basic blocks on regions, which
             the paper does not have and which need a tenth of ASPP's operations; None for the paper's FCN + LD. The
             paper has CGNL with its first distribution and ASPP with its second.
@@ -300,6 +303,8 @@ def set_multi_grid(stage: nn.Module, factors: Sequence[int]) -> None:
     blocks: list[Any] = list(stage.children())
     if len(factors) != len(blocks):
         raise ValueError(f"`multi_grid` must be {len(blocks)} factors, one for each block of stage 4, got {factors}.")
+    for factor in factors:
+        check_positive("multi_grid", factor)
     base = blocks[-1].conv2.dilation[0]
     for block, factor in zip(blocks, factors, strict=True):
         for conv in (block.conv1, block.conv2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,34 +31,37 @@ PLAIN = Family((64, 128, 256, 512), ((1, 4, 8, 16), (1, 4, 8), (1, 4), (1,)))
 HIGH_GROUPING = Family((128, 256, 512, 1024), ((32, 32, 32, 32), (32, 64, 64), (32, 64), (32,)))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module, ABC):
     """A block whose branch is added to its input, or to what `downsample` makes of it."""
 
-    downsample: nn.Module | None
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, downsample: nn.Module | None) -> None:
         super().__init__()
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.downsample = downsample
 
+    @property
+    @abstractmethod
+    def last_norm(self) -> nn.Module:
+        """The normalisation before the addition."""
+
+    @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
         """Return what is added."""
-        raise NotImplementedError(type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, C', H', W')``."""
+        """Return the sum, of maps or of videos."""
         identity = x if self.downsample is None else self.downsample(x)
         out: Tensor = self.relu(self.branch(x).add_(identity))
         return out
 
 
-class PyConvBottleneck(_Residual):
+class PyConvBottleneck(Residual):
     """1x1, a pyramid, 1x1 (PyConv Fig. 4)."""
 
     def __init__(
         self, in_channels: int, width: int, out_channels: int, pyramid: dict[str, Any], stride: int, dilation: int
     ) -> None:
-        super().__init__(in_channels, out_channels, stride)
+        super().__init__(shortcut(in_channels, out_channels, stride))
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = PyConv2d(width, width, stride=stride, dilation=dilation, **pyramid)
@@ -78,13 +82,13 @@ class PyConvBottleneck(_Residual):
         return out
 
 
-class PyConvBasicBlock(_Residual):
+class PyConvBasicBlock(Residual):
     """A pyramid and a 1x1, or two pyramids."""
 
     def __init__(
         self, in_channels: int, width: int, pyramid: dict[str, Any], stride: int, dilation: int, *, twice: bool
     ) -> None:
-        super().__init__(in_channels, width, stride)
+        super().__init__(shortcut(in_channels, width, stride))
         self.conv1 = PyConv2d(in_channels, width, stride=stride, dilation=dilation, **pyramid)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2: nn.Module = (
@@ -194,7 +198,7 @@ def pyconv_resnet(
     twice: bool = False,
     zero_init: bool = False,
     dropout: float = 0.0,
-    pretrained: str | Path | None = None,
+    pretrained: bool | str | Path = False,
 ) -> PyConvResNet:
     """Make a PyConvResNet (Duta et al. 2020, *Pyramidal Convolution*, Table 1).
 
@@ -209,7 +213,7 @@ def pyconv_resnet(
         twice: For depth 18 and 34: two pyramids in a block instead of one and a 1x1.
         zero_init: Blocks start as identities.
         dropout: Share of features dropped before the classifier in training.
-        pretrained: A file of weights, of this layout or the published one (see `from_official`); None for random ones.
+        pretrained: A file of weights, of this layout or the published one (see `from_official`); False for random ones.
 
     Returns:
         The network: images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``. `forward_features` gives the maps
@@ -241,7 +245,7 @@ def pyconv_hg_resnet(
     twice: bool = False,
     zero_init: bool = False,
     dropout: float = 0.0,
-    pretrained: str | Path | None = None,
+    pretrained: bool | str | Path = False,
 ) -> PyConvResNet:
     """Make a PyConvHGResNet: high grouping, blocks twice as wide inside with 32 and 64 groups (PyConv Table 1).
 
@@ -287,10 +291,8 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def make_trunk(
     depth: int, *, in_channels: int = 3, output_stride: int = 32, pretrained: bool | str | Path = False
 ) -> PyConvResNet:
-    """Return a `pyconv_resnet` without its classifier, as a backbone; `pretrained` is a file or False."""
-    if pretrained is True:
-        raise ValueError("There are no weights of PyConvResNets to download; give a file: pretrained='weights.pth'.")
-    net = pyconv_resnet(depth, in_channels=in_channels, output_stride=output_stride, pretrained=pretrained or None)
+    """Return a `pyconv_resnet` without its classifier, as a backbone."""
+    net = pyconv_resnet(depth, in_channels=in_channels, output_stride=output_stride, pretrained=pretrained)
     net.fc = nn.Identity()  # type: ignore[assignment]
     return net
 
@@ -304,8 +306,10 @@ def _make(
     twice: bool,
     zero_init: bool,
     dropout: float,
-    pretrained: str | Path | None,
+    pretrained: bool | str | Path,
 ) -> PyConvResNet:
+    if pretrained is True:
+        raise ValueError("There are no weights of PyConvResNets to download; give a file: pretrained='weights.pth'.")
     net = PyConvResNet(
         family,
         depth,
@@ -316,7 +320,7 @@ def _make(
         zero_init=zero_init,
         dropout=dropout,
     )
-    if pretrained is not None:
+    if pretrained is not False:
         load_weights(net, pretrained, rename=from_official)
     return net
 
@@ -334,5 +338,5 @@ def initialise(net: nn.Module, *, zero_init: bool = False) -> None:
     for part in net.modules():
         if isinstance(part, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-        elif zero_init and isinstance(norm := getattr(part, "last_norm", None), nn.Module):
-            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+        elif zero_init and isinstance(part, Residual):
+            nn.init.zeros_(part.last_norm.weight)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hggraph._check import check_ndim, check_positive
-from hggraph.models.pyconv_resnet import BLOCKS, initialise
+from hggraph.models.pyconv_resnet import BLOCKS, Residual, initialise
 from hggraph.nn import PyConv3d
 
 __all__ = ["ResNet3D", "pyconv_resnet3d"]
@@ -22,41 +22,31 @@ PYRAMIDS: tuple[tuple[tuple[Axes, ...], tuple[int, ...]], ...] = (
 )
 
 
-class Bottleneck3D(nn.Module):
+class Bottleneck3D(Residual):
     """1x1x1, a 3x3x3 or a pyramid, 1x1x1, added to the input or to its shortcut."""
 
     def __init__(
         self, in_channels: int, width: int, middle: nn.Module, stride: Axes, *, pooled: bool, first: bool
     ) -> None:
-        super().__init__()
         out_channels = 4 * width
+        super().__init__(shortcut(in_channels, out_channels, stride, pooled=pooled) if first else None)
         self.conv1 = nn.Conv3d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm3d(width)
         self.conv2 = middle
         self.bn2 = nn.BatchNorm3d(width)
         self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm3d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if first:
-            kernel = tuple(3 if step > 1 else 1 for step in stride)
-            padding = tuple(size // 2 for size in kernel)
-            pool = nn.MaxPool3d(kernel, stride, padding) if pooled else nn.Identity()
-            step = (1, 1, 1) if pooled else stride
-            project = nn.Conv3d(in_channels, out_channels, 1, stride=step, bias=False)
-            self.downsample = nn.Sequential(pool, project, nn.BatchNorm3d(out_channels))
 
     @property
     def last_norm(self) -> nn.Module:
         """The normalisation before the addition."""
         return self.bn3
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, T, H, W)`` to ``(B, C', T', H', W')``."""
-        identity = x if self.downsample is None else self.downsample(x)
+    def branch(self, x: Tensor) -> Tensor:
+        """Return the three convolutions' result."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        out: Tensor = self.relu(self.bn3(self.conv3(x)).add_(identity))
+        out: Tensor = self.bn3(self.conv3(x))
         return out
 
 
@@ -153,3 +143,11 @@ def pyconv_resnet3d(
     return ResNet3D(
         depth, num_classes, pyramids=pyramids, in_channels=in_channels, zero_init=zero_init, dropout=dropout
     )
+
+
+def shortcut(in_channels: int, out_channels: int, stride: Axes, *, pooled: bool) -> nn.Sequential:
+    """Return a block's shortcut: a 1x1x1, its stride by max pooling over the axes that have one, or its own."""
+    kernel = tuple(3 if step > 1 else 1 for step in stride)
+    pool = nn.MaxPool3d(kernel, stride, tuple(size // 2 for size in kernel)) if pooled else nn.Identity()
+    project = nn.Conv3d(in_channels, out_channels, 1, stride=1 if pooled else stride, bias=False)
+    return nn.Sequential(pool, project, nn.BatchNorm3d(out_channels))

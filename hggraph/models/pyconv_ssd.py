@@ -12,6 +12,7 @@ from hggraph._check import check_positive
 from hggraph.models.pyconv_resnet import initialise, make_trunk
 from hggraph.models.weights import create_backbone
 from hggraph.nn import PyConv2d
+from hggraph.nn._conv import conv_norm_relu
 
 __all__ = ["SSDBackbone", "pyconv_ssd"]
 
@@ -52,11 +53,7 @@ class SSDBackbone(nn.Module):
             conv: nn.Module = nn.Conv2d(inside, out, 3, stride, 1 if stride > 1 else 0, bias=False)
             if pyramids:
                 conv = PyConv2d(inside, out, kernels, groups, stride=stride, padding=stride > 1)
-            reduce = (
-                nn.Conv2d(self.channels[-1], inside, 1, bias=False),
-                nn.BatchNorm2d(inside),
-                nn.ReLU(inplace=True),
-            )
+            reduce = conv_norm_relu(self.channels[-1], inside)
             self.extras.append(nn.Sequential(*reduce, conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)))
             self.channels.append(out)
         initialise(self.extras)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hggraph._check import check_range
 from hggraph.graph import RegionAdjacency
+from hggraph.graph.adjacency import retype
 from hggraph.nn.dense_hg_conv import DenseHGConv
 from hggraph.nn.hg_conv import HGConv
 from hggraph.nn.py_conv import PyConv2d, Size, make_pyramid
@@ -120,10 +121,7 @@ class HGPyConv(_HGPyConv):
         num_targets = x.shape[0] if num_targets is None else num_targets
         out = []
         for level, stencil in zip(self.levels, self.stencils, strict=True):
-            place = edge_type.new_full((len(self.stencil),), -1)
-            for k, offset in enumerate(stencil):
-                place[self.stencil.offsets.index(offset)] = k
-            types = place[edge_type]
+            types = retype(edge_type, self.stencil, stencil)
             kept = types >= 0
             weight = None if edge_weight is None else edge_weight[kept]
             out.append(level(x, edge_index[:, kept], types[kept], weight, num_targets))

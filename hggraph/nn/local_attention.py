@@ -15,7 +15,7 @@ from hggraph.graph import RegionAdjacency
 from hggraph.ops._distance import EXCLUDED, compute_dtype
 from hggraph.stencil import Stencil
 
-__all__ = ["DenseLocalAttention", "Inputs", "LocalAttention"]
+__all__ = ["DenseLocalAttention", "LocalAttention"]
 
 
 class Inputs(NamedTuple):

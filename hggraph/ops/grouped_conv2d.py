@@ -10,6 +10,9 @@ from torch import Tensor
 
 __all__ = ["grouped_conv2d"]
 
+# multiply-adds from which depthwise convolutions are faster, for groups of one output and of two
+LEAST = {1: 400_000, 2: 10_000_000}
+
 
 def grouped_conv2d(
     x: Tensor,
@@ -21,7 +24,7 @@ def grouped_conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
-    r"""Return ``F.conv2d`` of the same arguments, on a CPU faster where groups have few outputs.
+    r"""Return ``F.conv2d`` of the same arguments, on a CPU faster for narrow groups on large maps.
 
     With one output to a group its taps are those of a depthwise convolution, whose results are added up in the group:
 
@@ -29,7 +32,7 @@ def grouped_conv2d(
         y_g = \sum_{c \in g} w_{gc} * x_c = \sum_{c \in g} \operatorname{depthwise}(x)_c
 
     PyTorch's CPU library vectorises depthwise convolution over channels, and a group of one output not at all. On a
-    GPU, in half precision and in exported programs it is ``F.conv2d`` itself.
+    GPU, on small maps, in half precision and in exported programs it is ``F.conv2d`` itself.
 
     Args:
         x: Shape ``(B, C, H, W)``, floating point.
@@ -55,7 +58,7 @@ def grouped_conv2d(
         True
     """
     stride, padding, dilation = list(stride), list(padding), list(dilation)
-    if not _narrow(x, weight, groups):
+    if not _narrow(x, weight, stride, groups):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     channels, outputs = x.shape[1], weight.shape[0] // groups
     # (outputs, C, 1, kh, kw): the j-th output of each group, channel by channel
@@ -69,7 +72,7 @@ def grouped_conv2d(
     return total if bias is None else total.add_(bias.view(-1, 1, 1))
 
 
-def _narrow(x: Tensor, weight: Tensor, groups: int) -> bool:
+def _narrow(x: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -> bool:
     """Say whether depthwise convolutions are the faster way; docs/performance.md has the times."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.compiler.is_exporting():
         return False
@@ -78,10 +81,13 @@ def _narrow(x: Tensor, weight: Tensor, groups: int) -> bool:
     if x.dim() != 4 or x.shape[1] != groups * weight.shape[1] or weight.shape[0] % groups:  # PyTorch has the errors
         return False
     outputs = weight.shape[0] // groups
+    macs = weight.numel() * x.shape[0] * x.shape[2] * x.shape[3] // (stride[0] * stride[1])
+    if outputs not in LEAST or macs < LEAST[outputs]:
+        return False
     if outputs == 1:
         return True
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return outputs == 2 and min(weight.shape[2:]) >= 7 and weight.shape[1] >= 8 and not trains
+    return min(weight.shape[2:]) >= 7 and weight.shape[1] >= 8 and not trains
 
 
 def _adding(x: Tensor, groups: int, outputs: int, j: int) -> Tensor:

@@ -209,6 +209,8 @@ def test_inspect():
         assert affinity.shape == (2, 1, 9, 16, 17)
         torch.testing.assert_close(affinity.sum(2), torch.ones(2, 1, 16, 17))
         assert not net.distribution._forward_pre_hooks
+    with pytest.raises(ValueError, match="must be in eval mode to be looked at"):
+        small("aspp", "v2").train().inspect(x)
     with pytest.raises(ValueError, match="no local distribution to look at"):
         small("aspp", None).eval().inspect(x)
 
@@ -254,6 +256,7 @@ def test_the_trunk_is_that_of_hg_resnet():
         ({"kernel_size": 4}, "`kernel_size` must be odd"),
         ({"dilation": 0}, "`dilation` must be a whole number >= 1"),
         ({"multi_grid": (1, 2, 4)}, r"`multi_grid` must be 2 factors, one for each block of stage 4, got \(1, 2, 4\)"),
+        ({"multi_grid": (1, 0)}, "`multi_grid` must be a whole number >= 1, got 0"),
         ({"backbone": "hg_resnet18", "multi_grid": (1, 2)}, "`multi_grid` must be None for 'hg_resnet18'"),
         ({"aggregation": "cgnl", "channels": 20}, "`groups` must divide `channels` and `inner_channels`, got 8, 20"),
     ],

@@ -1,5 +1,7 @@
 """Grouped convolution as depthwise convolution against PyTorch's own: value, gradients, and where it is chosen."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hggraph import ops
+
+module = importlib.import_module("hggraph.ops.grouped_conv2d")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_maps_too():
+    """Depthwise on the small maps of these tests, where it would not pay."""
+    least = dict(module.LEAST)
+    module.LEAST.update(dict.fromkeys(least, 0))
+    yield
+    module.LEAST.update(least)
 
 
 def double(*shape):
@@ -81,6 +94,17 @@ def test_where_it_is_depthwise():
     assert groups_of(2, 8, 5) == groups_of(2, 4, 7) == groups_of(3, 2, 3) == [4]
     assert groups_of(1, 1, 3) == [4]  # depthwise as it is
     assert groups_of(1, 2, 3, dtype=torch.bfloat16) == [4]
+
+
+def test_small_maps_stay_as_they_are(monkeypatch):
+    """From 400 000 multiply-adds on, for two outputs from 10 million."""
+    monkeypatch.setattr(module, "LEAST", {1: 400_000, 2: 10_000_000})
+    for outputs, kernel, few, many in ((1, 9, 6, 20), (2, 7, 32, 64)):
+        w = torch.rand(8 * outputs, 8, kernel, kernel)
+        for side, groups in ((few, [8]), (many, [64, 1] * outputs)):
+            x = torch.rand(1, 64, side, side)
+            found = convolutions(lambda x=x, w=w: ops.grouped_conv2d(x, w, padding=(kernel // 2,) * 2, groups=8))  # noqa: B023
+            assert found == groups
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
