@@ -24,6 +24,7 @@ __all__ = [
     "map_sample",
     "normalise",
     "pad",
+    "scale_areas",
     "turn",
 ]
 
@@ -120,11 +121,15 @@ def cut(sample: Sample, rows: Span, columns: Span) -> Sample:
         resized = F.resize_image(planes, size, interpolation=InterpolationMode.NEAREST_EXACT)[..., 0, :, :]
         return tv_tensors.Mask(resized.long() if name == "mask" else resized)
 
-    out = map_sample(sample, move)
-    if sample.get("boxes") is not None and sample.get("area") is not None:
-        before, after = (_sides(one["boxes"]).prod(1) for one in (sample, out))
-        out["area"] = sample["area"] * torch.where(before > 0, after / before, 0.0)
-    return out
+    return scale_areas(sample, map_sample(sample, move))
+
+
+def scale_areas(before: Sample, after: Sample) -> Sample:
+    """Return the sample that became of another with the objects' areas changed as those of their boxes."""
+    if before.get("boxes") is None or before.get("area") is None:
+        return after
+    old, new = (_sides(one["boxes"]).prod(1) for one in (before, after))
+    return after | {"area": before["area"] * torch.where(old > 0, new / old, 0.0)}
 
 
 def pad(sample: Sample, rows: Span, columns: Span, ignore_index: int) -> Sample:

@@ -132,11 +132,12 @@ class CocoDetection(Dataset[dict[str, Any]]):
     def __repr__(self) -> str:
         return f"CocoDetection({len(self)} images, {len(self.classes)} classes)"
 
-    def check(self, labels: bool = False) -> None:
+    def check(self, labels: bool = False, *, sizes: bool = True) -> None:
         """Look at every image and annotation and raise one error that says all that is wrong.
 
         Args:
             labels: Decode the images, and with `masks` the outlines, too.
+            sizes: Look at the headers; False looks at names alone, for a quick look at large sets.
 
         Raises:
             DatasetError: if an image is missing, cannot be read or has another size than annotated, or an annotation
@@ -149,6 +150,9 @@ class CocoDetection(Dataset[dict[str, Any]]):
             try:
                 if labels:
                     self[index]
+                elif not sizes:
+                    if not path.is_file():
+                        raise DatasetError(f"{path}: missing, the image.")
                 elif size not in (found := image_size(path), image_size(path, upright=False)):
                     raise DatasetError(_other_size(path, size, found))
             except (ImageError, DatasetError) as error:

@@ -37,13 +37,15 @@ class VideoFolder(Dataset[dict[str, Any]]):
         frames: Frames of a clip.
         step: From one frame of a clip to the next, in frames of the video.
         random_start: Begin anywhere in the video (by torch's generator), for training; else the clip is its middle.
+        clips: Without `random_start`: how many clips, spread evenly over the video; more than one give ``"video"`` a
+            dimension before the others.
         transform: Takes a sample and returns another.
 
     The classes are the folders of ``root/train`` where there is one, so that every split numbers them the same, else
     those of the split; in alphabetical order. An item is a dict: ``"video"``, a ``tv_tensors.Video`` of bytes
-    ``(T, 3, H, W)``; ``"label"``, the number of its class; and ``"name"``, its path in the split. In a video shorter
-    than a clip the last frame is repeated. Frames in a folder follow the numbers in their names and are read with
-    Pillow; video files with torchcodec or, without it, PyAV.
+    ``(T, 3, H, W)``, of several clips ``(N, T, 3, H, W)``; ``"label"``, the number of its class; and ``"name"``, its
+    path in the split. In a video shorter than a clip the last frame is repeated. Frames in a folder follow the numbers
+    in their names and are read with Pillow; video files with torchcodec or, without it, PyAV.
 
     Raises:
         DatasetError: if there are no classes or videos, or the split has a class that ``root/train`` lacks.
@@ -73,17 +75,22 @@ class VideoFolder(Dataset[dict[str, Any]]):
         frames: int = 16,
         step: int = 1,
         random_start: bool = False,
+        clips: int = 1,
         transform: Transform | None = None,
     ) -> None:
         check_positive("frames", frames)
         check_positive("step", step)
+        check_positive("clips", clips)
         base = Path(root) / (split or "")
         self.classes, here = class_names(type(self).__name__, Path(root), split, self.LAYOUT)
         self.items = [(path, self.classes.index(name)) for name in here for path in _videos(base / name)]
         if not self.items:
             raise layout_error(type(self).__name__, base, self.LAYOUT)
         self.names = [path.relative_to(base).as_posix() for path, _ in self.items]
+        if random_start and clips > 1:
+            raise ValueError(f"`clips` are for evaluation, without `random_start`, got {clips}.")
         self.frames, self.step, self.random_start, self.transform = frames, step, random_start, transform
+        self.clips = clips
 
     def __len__(self) -> int:
         return len(self.items)
@@ -93,17 +100,20 @@ class VideoFolder(Dataset[dict[str, Any]]):
 
         path, label = self.items[index]
         clip = self._of_images(path) if path.is_dir() else self._of_file(path)
+        if self.clips > 1:
+            clip = clip.unflatten(0, (self.clips, self.frames))
         sample = {"video": tv_tensors.Video(clip), "label": label, "name": self.names[index]}
         return sample if self.transform is None else self.transform(sample)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} videos, {len(self.classes)} classes)"
 
-    def check(self, labels: bool = False) -> None:
+    def check(self, labels: bool = False, *, sizes: bool = True) -> None:
         """Look at every video and raise one error that says all that is wrong.
 
         Args:
             labels: Decode a clip of each; else folders of frames are looked at by the sizes in their headers.
+            sizes: Look at the headers; False looks at names alone, for a quick look at large sets.
 
         Raises:
             DatasetError: if a video cannot be read, or its frames differ in size; the text names the first 10 problems
@@ -114,9 +124,9 @@ class VideoFolder(Dataset[dict[str, Any]]):
             try:
                 if labels:
                     self[index]
-                elif path.is_dir():
+                elif path.is_dir() and sizes:
                     _same_size(path, [image_size(frame) for frame in _frames(path)])
-                elif path.stat().st_size == 0:
+                elif not path.is_dir() and path.stat().st_size == 0:
                     raise DatasetError(f"{path}: expected a video, got an empty file (0 bytes).")
             except (ImageError, DatasetError) as error:
                 problems.append(str(error).rstrip("."))
@@ -125,7 +135,7 @@ class VideoFolder(Dataset[dict[str, Any]]):
     def _indices(self, path: Path, total: int) -> list[int]:
         if total < 1:
             raise DatasetError(f"{path}: expected a video, got one without frames.")
-        return frame_indices(total, self.frames, self.step, random_start=self.random_start)
+        return frame_indices(total, self.frames, self.step, random_start=self.random_start, clips=self.clips)
 
     def _of_images(self, folder: Path) -> Tensor:
         files = _frames(folder)
@@ -165,7 +175,7 @@ class VideoFolder(Dataset[dict[str, Any]]):
                 for number, frame in enumerate(container.decode(video=0)):
                     if number in wanted:
                         decoded[number] = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-                    if number >= indices[-1]:
+                    if number >= max(indices):
                         break
             if not decoded:
                 raise IndexError("it has no frames")
@@ -173,25 +183,28 @@ class VideoFolder(Dataset[dict[str, Any]]):
         return torch.stack([decoded[min(index, last)] for index in indices])
 
 
-def frame_indices(total: int, frames: int, step: int = 1, *, random_start: bool = False) -> list[int]:
-    """Return the frames of a video that make a clip.
+def frame_indices(total: int, frames: int, step: int = 1, *, random_start: bool = False, clips: int = 1) -> list[int]:
+    """Return the frames of a video that make a clip, or several.
 
     Args:
         total: Frames of the video, at least 1.
         frames: Frames of the clip.
         step: From one to the next.
         random_start: Begin anywhere (by torch's generator), else so that the clip is the middle of the video.
+        clips: How many, from the video's beginning to its end; of one clip the middle.
 
     Returns:
-        Indices from 0, in order; of a video that is too short the last comes again and again.
+        Indices from 0, in order in each clip; of a video that is too short the last comes again and again.
 
     Example:
-        >>> frame_indices(9, 3, 2), frame_indices(2, 4)
-        ([2, 4, 6], [0, 1, 1, 1])
+        >>> frame_indices(9, 3, 2), frame_indices(2, 4), frame_indices(9, 2, clips=3)
+        ([2, 4, 6], [0, 1, 1, 1], [0, 1, 4, 5, 7, 8])
     """
     room = max(0, total - 1 - (frames - 1) * step)
-    start = int(torch.randint(room + 1, ())) if random_start else room // 2
-    return [min(start + number * step, total - 1) for number in range(frames)]
+    starts = [room // 2] if clips == 1 else [round(room * number / (clips - 1)) for number in range(clips)]
+    if random_start:
+        starts = [int(torch.randint(room + 1, ()))]
+    return [min(start + number * step, total - 1) for start in starts for number in range(frames)]
 
 
 def _videos(folder: Path) -> list[Path]:

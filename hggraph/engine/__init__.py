@@ -3,7 +3,9 @@
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.engine.checkpoint import SafeCheckpointIO as SafeCheckpointIO
 from hggraph.engine.checkpoint import latest_checkpoint as latest_checkpoint
+from hggraph.engine.classification import ClassificationTask as ClassificationTask
 from hggraph.engine.data_module import ImageData as ImageData
+from hggraph.engine.detection import DetectionTask as DetectionTask
 from hggraph.engine.folder import predict_folder as predict_folder
 from hggraph.engine.outputs import save_labels as save_labels
 from hggraph.engine.outputs import save_overlay as save_overlay
@@ -12,7 +14,8 @@ from hggraph.engine.predictor import Predictor as Predictor
 from hggraph.engine.predictor import to_labels as to_labels
 from hggraph.engine.random_state import RandomState as RandomState
 from hggraph.engine.raster import predict_raster as predict_raster
-from hggraph.engine.task import SegmentationTask as SegmentationTask
+from hggraph.engine.segmentation import SegmentationTask as SegmentationTask
+from hggraph.engine.task import Task as Task
 from hggraph.engine.trained import Trained as Trained
 from hggraph.engine.trained import load_run as load_run
 from hggraph.engine.trained import load_trained as load_trained

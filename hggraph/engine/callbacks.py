@@ -16,7 +16,8 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
-from hggraph.engine.loading import SeededSamples
+from hggraph.engine.loading import SeededSamples, length_of
+from hggraph.engine.segmentation import SegmentationTask
 from hggraph.viz import save_figure
 from hggraph.viz.prediction_figure import prediction_figure
 
@@ -46,7 +47,7 @@ class Throughput(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch, and log from time to time."""
-        self._images += len(batch["image"]) * trainer.world_size
+        self._images += length_of(batch) * trainer.world_size
         self._steps += 1
         if self._since is None or self._steps < self.steps:
             return
@@ -64,7 +65,8 @@ class SamplePictures(Callback):
         count: How many images, spread over the set; 0 draws none.
         every: Draw after every so many validations.
 
-    Pictures go to ``pictures/`` in the folder of the run. Without matplotlib there are none.
+    Pictures go to ``pictures/`` in the folder of the run. Without matplotlib, and of other tasks than segmentation,
+    there are none.
     """
 
     def __init__(self, count: int = 4, every: int = 1) -> None:
@@ -75,6 +77,8 @@ class SamplePictures(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Predict and draw, in the first process."""
         if trainer.sanity_checking or not trainer.is_global_zero or self.count < 1:
+            return
+        if not isinstance(pl_module, SegmentationTask):
             return
         self._validations += 1
         if (self._validations - 1) % self.every:

@@ -34,6 +34,7 @@ class ImageData(lightning.LightningDataModule):
         num_workers: Processes that load; one less than there are cores, at most 8, when None.
         eval_batch_size: Samples per process in validation and test; 1 takes images of any sizes.
         seed: Of the order and of the transforms.
+        train_dataset: Makes the data set to train on, where its options are others than those of `dataset`.
 
     Note:
         Training batches depend on the seed and on the number of steps done alone: a resumed run goes on with the
@@ -53,9 +54,10 @@ class ImageData(lightning.LightningDataModule):
         num_workers: int | None = None,
         eval_batch_size: int = 1,
         seed: int = 0,
+        train_dataset: Callable[[str, str], Dataset[Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.make = dataset
+        self.makers = {"train": train_dataset or dataset, "val": dataset, "test": dataset}
         self.root = root
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -68,7 +70,7 @@ class ImageData(lightning.LightningDataModule):
     def dataset(self, stage: str) -> Any:
         """Return the data set of a stage, ``"train"``, ``"val"`` or ``"test"``, with its transform."""
         if stage not in self.datasets:
-            dataset: Any = self.make(str(Path(self.root).expanduser()), self.splits[stage])
+            dataset: Any = self.makers[stage](str(Path(self.root).expanduser()), self.splits[stage])
             dataset.transform = self.transforms[stage]
             self.datasets[stage] = dataset
         return self.datasets[stage]

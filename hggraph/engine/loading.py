@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from hggraph._check import check_positive
 
-__all__ = ["EpochBatches", "ResumableLoader", "SeededSamples", "SplitEvenly", "collate"]
+__all__ = ["EpochBatches", "ResumableLoader", "SeededSamples", "SplitEvenly", "collate", "length_of"]
 
 Key = tuple[int, int]  # epoch, index
 
@@ -148,6 +148,8 @@ class ResumableLoader(DataLoader[Any]):
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack the samples' tensors, and say which samples are at fault when sizes differ.
 
+    Samples with boxes, of which each image has its own number, become lists, one entry for each sample.
+
     Raises:
         ValueError: if a tensor has another shape than that of the first sample.
 
@@ -157,6 +159,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         (torch.Size([2, 3, 2, 2]), ['a', 'b'])
     """
     first = samples[0]
+    if "boxes" in first:
+        return {key: [sample[key] for sample in samples] for key in first}
     for key, value in first.items():
         for sample in samples[1:]:
             if isinstance(value, torch.Tensor) and sample[key].shape != value.shape:
@@ -168,6 +172,16 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                 )
     batch: dict[str, Any] = default_collate(samples)
     return batch
+
+
+def length_of(batch: dict[str, Any]) -> int:
+    """Return how many samples are in a batch that `collate` made.
+
+    Example:
+        >>> length_of({"image": torch.zeros(4, 3, 2, 2)}), length_of({"image": [torch.zeros(3, 2, 2)]})
+        (4, 1)
+    """
+    return len(next(iter(batch.values())))
 
 
 def _seed_of(*numbers: int) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import inspect
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
+import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -21,8 +24,8 @@ from hggraph.engine.callbacks import Results, SamplePictures, Throughput
 from hggraph.engine.checkpoint import SafeCheckpointIO, latest_checkpoint
 from hggraph.engine.data_module import ImageData
 from hggraph.engine.random_state import RandomState
-from hggraph.engine.task import SegmentationTask
-from hggraph.engine.trained import CONFIG, best_checkpoint, save_use
+from hggraph.engine.task import Task, find_task
+from hggraph.engine.trained import CONFIG, DEFAULT_TASK, best_checkpoint, save_use
 
 __all__ = ["COMMANDS", "run"]
 
@@ -52,7 +55,7 @@ def run(command: str, arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")  # the command is parsed already
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists")  # that is how a run resumes
         cli = _RunCLI(
-            SegmentationTask,
+            _task(command, arguments),
             ImageData,
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
@@ -71,6 +74,24 @@ def run(command: str, arguments: list[str]) -> None:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=newest)
         else:
             getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=best_checkpoint(folder))
+
+
+def _task(command: str, arguments: list[str]) -> type[Task]:
+    """Return the class of the task that the arguments or their recipes name; it has to be known to parse the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--task")
+    try:
+        given = parser.parse_known_args(arguments)[0]
+        recipes = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in given.config]
+    except (argparse.ArgumentError, OSError, ValueError, yaml.YAMLError):
+        return find_task(DEFAULT_TASK)  # the parser of all arguments will say what is wrong
+    names = [recipe["task"] for recipe in recipes if isinstance(recipe, dict) and "task" in recipe]
+    try:
+        return find_task(str(given.task or [DEFAULT_TASK, *names][-1]))
+    except ValueError as error:
+        print(f"error: hggraph {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
@@ -108,6 +129,9 @@ class _RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not the trainer's, the task's or the data's."""
         parser.add_argument("--out", type=str | None, default=None, help="Folder of the run (default: runs/<recipe>).")
+        parser.add_argument(
+            "--task", type=str, default=DEFAULT_TASK, help="Class of the task, which has --model's keys."
+        )
         parser.add_argument("--monitor", type=str, default="val/miou", help="The best checkpoint has the most of it.")
         parser.add_argument("--monitor_mode", type=str, default="max", help="max, or min for an error.")
         parser.add_argument("--save_every", type=int, default=500, help="Steps between checkpoints inside an epoch.")

@@ -13,12 +13,23 @@ from torch import nn
 
 from hggraph._files import write_atomically
 from hggraph.engine.checkpoint import check_parameters, latest_checkpoint, load_checkpoint
-from hggraph.engine.task import SegmentationTask
+from hggraph.engine.task import Task, find_task
 from hggraph.models.pretrained import from_pretrained, pretrained_config, save_pretrained
 
-__all__ = ["CONFIG", "USE", "Trained", "best_checkpoint", "load_run", "load_trained", "publish", "save_use"]
+__all__ = [
+    "CONFIG",
+    "DEFAULT_TASK",
+    "USE",
+    "Trained",
+    "best_checkpoint",
+    "load_run",
+    "load_trained",
+    "publish",
+    "save_use",
+]
 
 CONFIG, USE = "config.yaml", "use.json"
+DEFAULT_TASK = "hggraph.engine.SegmentationTask"
 Color = tuple[int, int, int]
 
 
@@ -76,8 +87,8 @@ def load_run(folder: str | Path) -> Trained:
     if "pretrained" in arguments:
         arguments["pretrained"] = False  # the weights come from the checkpoint
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SegmentationTask, "model")
-    task: SegmentationTask = parser.instantiate(parser.parse_object({"model": config["model"]})).model
+    parser.add_class_arguments(find_task(config.get("task", DEFAULT_TASK)), "model")
+    task: Task = parser.instantiate(parser.parse_object({"model": config["model"]})).model
     checkpoint = load_checkpoint(path)
     check_parameters(checkpoint, task, path)
     task.load_state_dict(checkpoint["state_dict"])

@@ -16,6 +16,7 @@ from hggraph.models.hg_resunet import hg_resunet as hg_resunet
 from hggraph.models.pretrained import from_pretrained as from_pretrained
 from hggraph.models.pretrained import pretrained_config as pretrained_config
 from hggraph.models.pretrained import save_pretrained as save_pretrained
+from hggraph.models.pyconv_inception import pyconv_inception as pyconv_inception
 from hggraph.models.pyconv_resnet import pyconv_hg_resnet as pyconv_hg_resnet
 from hggraph.models.pyconv_resnet import pyconv_resnet as pyconv_resnet
 from hggraph.models.pyconv_resnet3d import pyconv_resnet3d as pyconv_resnet3d

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ def pyconv_ssd(
     pretrained: bool | str | Path = False,
     score_threshold: float = 0.01,
     max_detections: int = 200,
-) -> Any:
+) -> nn.Module:
     """Make a PyConvSSD, or its baseline SSD on a ResNet (Duta et al. 2020, supplement, Sec. 1).
 
     Images are brought to 300 x 300. torchvision's SSD with its boxes, matching, hard negative mining and suppression

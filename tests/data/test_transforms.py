@@ -15,6 +15,22 @@ from hggraph.data.transforms import EvalTransform, TrainTransform
 from tests.data.samples import PLAIN, blobs, objects, ramp, sides
 
 
+def test_blur_is_psp_nets():
+    """5 x 5 pixels, sigma 1.1: the weights literally, of an impulse far from the border."""
+    sample = {"image": torch.zeros(3, 15, 15)}
+    sample["image"][:, 7, 7] = 1
+    plain = TrainTransform((15, 15), scale=(1, 1), flip=0, blur=0, mean=(0.0,) * 3, std=(1.0,) * 3)(sample)
+    blurred = TrainTransform((15, 15), scale=(1, 1), flip=0, blur=1, mean=(0.0,) * 3, std=(1.0,) * 3)(sample)
+    line = torch.tensor([math.exp(-(d**2) / (2 * 1.1**2)) for d in (-2, -1, 0, 1, 2)])
+    line /= line.sum()
+    expected = torch.zeros(15, 15)
+    expected[5:10, 5:10] = line[:, None] * line
+    assert torch.equal(plain["image"], sample["image"])
+    torch.testing.assert_close(blurred["image"], expected.expand(3, -1, -1), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"`blur` needs crops of at least 3 x 3 pixels, got \(2, 9\)"):
+        TrainTransform((2, 9), blur=0.5)
+
+
 def inner(mask, away=1):
     """Return the pixels whose neighbours all have the same label and lie inside."""
     planes = torch.nn.functional.pad(mask[None, None].double(), [away] * 4, value=-1)

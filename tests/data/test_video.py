@@ -61,6 +61,17 @@ def test_a_split_numbers_classes_as_training_does(kinetics):
         VideoFolder(kinetics, "val")
 
 
+def test_clips_are_spread_over_the_video(kinetics):
+    one = VideoFolder(kinetics, "train", frames=2)[0]["video"]
+    three = VideoFolder(kinetics, "train", frames=2, clips=3)[0]["video"]
+    assert three.shape == (3, *one.shape) and torch.equal(three[1], one)  # the middle
+    assert [clip[:, 0, 0, 0].tolist() for clip in three] == [[0, 1], [2, 3], [4, 5]]
+    short = VideoFolder(kinetics, "val", frames=3, clips=2)[0]["video"]
+    assert torch.equal(short[0], short[1])  # there is no room for two
+    with pytest.raises(ValueError, match="`clips` are for evaluation, without `random_start`, got 2"):
+        VideoFolder(kinetics, "train", random_start=True, clips=2)
+
+
 def test_random_start_is_torchs(kinetics):
     dataset = VideoFolder(kinetics, "train", frames=2, random_start=True)
     starts = set()

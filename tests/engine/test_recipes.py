@@ -8,23 +8,25 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from hggraph.engine import ImageData, SegmentationTask
+from hggraph.engine import ImageData, Task
+from hggraph.engine.task import find_task
+from hggraph.engine.trained import DEFAULT_TASK
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @functools.cache
-def make_parser() -> ArgumentParser:
+def make_parser(task: type[Task]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SegmentationTask, "model")
+    parser.add_class_arguments(task, "model")
     parser.add_class_arguments(ImageData, "data")
     return parser
 
 
 def parsed(path: Path):
     """Return the parser, and the model and data parts of a recipe."""
-    parser = make_parser()
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parser = make_parser(find_task(recipe.get("task", DEFAULT_TASK)))
     recipe["data"]["root"] = "somewhere"
     return parser, parser.parse_object({"model": recipe["model"], "data": recipe["data"]})
 
@@ -37,7 +39,7 @@ def test_recipe_is_understood(path):
 
 def test_there_is_a_recipe_for_each_row_of_the_table():
     """HG-Conv Table 12: three data sets with six rows, roads with four, salient objects with two; and CamVid."""
-    names = [path.stem for path in RECIPES if "gald" not in path.stem]
+    names = [path.stem for path in RECIPES if "gald" not in path.stem and "pyconv" not in path.stem]
     for data in ("cityscapes", "ade20k", "pascal_context"):
         assert sum(name.startswith(data) for name in names) == 6
     assert sum(name.startswith("deepglobe") for name in names) == 4
@@ -55,13 +57,42 @@ def test_there_are_the_recipes_of_gald():
     }
 
 
+def test_there_are_the_recipes_of_pyconv():
+    """ImageNet with both settings, ADE20K, COCO and Kinetics-400 with their baselines; CamVid from scratch."""
+    names = {path.stem for path in RECIPES}
+    assert names >= {f"imagenet_{net}" for net in ("resnet50", "pyconv_resnet50", "pyconv_hg_resnet50")}
+    assert names >= {"imagenet_pyconv_resnet50_cutmix", "imagenet_pyconv_inception"}
+    assert names >= {f"ade20k_pyconv_segnet_{net}" for net in ("resnet50", "pyconv_resnet50")}
+    assert names >= {"coco_ssd50", "coco_pyconv_ssd50", "coco_pyconv_ssd101"}
+    assert names >= {"kinetics_resnet3d50", "kinetics_pyconv_resnet3d50"}
+    assert names >= {f"camvid_pyconv_segnet_{net}" for net in ("resnet18", "pyconv_resnet18", "hg_resnet18")}
+
+
+def test_pyconv_segnet_learns_faster_in_its_heads():
+    """PyConv's code: heads at ten times the learning rate of the backbone."""
+    parser, config = parsed(RECIPES[0].with_name("ade20k_pyconv_segnet_pyconv_resnet50.yaml"))
+    config.model.net.init_args.backbone = "pyconv_resnet18"
+    task = parser.instantiate(config).model
+    groups = task.make_groups()
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    by_factor = {factor: {names[id(one)].split(".")[1] for one in group} for factor, group in groups.items()}
+    assert by_factor == {1.0: {"trunk"}, 10.0: {"head", "classify", "aux_head"}}
+
+
 @pytest.mark.parametrize(
-    "name", ["camvid_hg_resnet18", "camvid_resnet18_no_stage4", "camvid_gald_v2_resnet18", "deepglobe_hg_orientation"]
+    "name",
+    [
+        "camvid_hg_resnet18",
+        "camvid_resnet18_no_stage4",
+        "camvid_gald_v2_resnet18",
+        "camvid_pyconv_segnet_hg_resnet18",
+        "deepglobe_hg_orientation",
+    ],
 )
 def test_recipe_makes_a_network_that_learns(name):
     parser, config = parsed(next(path for path in RECIPES if path.stem == name))
     objects = parser.instantiate(config)
-    side = 104 if "gald" in name else 64
+    side = 104 if "gald" in name or "pyconv" in name else 64
     task = objects.model
     sample = {"image": torch.rand(2, 3, side, side), "mask": torch.zeros(2, side, side, dtype=torch.long)}
     sample["mask"][:, 20:40] = 1

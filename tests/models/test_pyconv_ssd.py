@@ -75,6 +75,8 @@ def test_trains_and_detects():
         x = torch.rand(1, 3, SIZE, SIZE)
         compiled = torch.compile(net.backbone, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x)["5"], net.backbone(x)["5"], rtol=1e-3, atol=1e-4)
+        program = torch.export.export(net.backbone, (x,)).module()
+        torch.testing.assert_close(program(x)["5"], net.backbone(x)["5"], rtol=1e-3, atol=1e-4)
 
 
 def test_wrong_arguments():
