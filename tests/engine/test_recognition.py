@@ -189,4 +189,4 @@ def test_segmentation_of_camvid(tmp_path, backbone):
         data__train_transform__init_args="{crop: [180, 240], scale: [0.5, 0.5]}",
     )
     assert len(losses) == 12 and sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    assert 0.02 < found["val/miou"] < 1 and 0 <= found["val/boundary_f"] < 1
+    assert 0.02 < found["val/miou"] < 1 and 0 <= found["val/boundary_f_3px"] < 1
