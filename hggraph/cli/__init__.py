@@ -8,6 +8,7 @@ import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.cli.bench import run_benchmarks
 from hggraph.cli.count import count_operations
 from hggraph.cli.graph import make_graphs
+from hggraph.cli.hs3 import hs3
 from hggraph.cli.info import show_info
 from hggraph.cli.inspect import inspect_network
 from hggraph.cli.predict import predict
@@ -30,6 +31,7 @@ app.command("validate", context_settings=PASS_ON)(validate)
 app.command("test", context_settings=PASS_ON)(test)
 app.command("predict")(predict)
 app.command("inspect")(inspect_network)
+app.add_typer(hs3)
 app.command("publish")(publish_run)
 app.command("count")(count_operations)
 app.command("info")(show_info)

@@ -13,6 +13,7 @@ from hggraph.data.folder import ClassFolder as ClassFolder
 from hggraph.data.folder import FolderDataset as FolderDataset
 from hggraph.data.graph_file import load_graph as load_graph
 from hggraph.data.graph_file import save_graph as save_graph
+from hggraph.data.held_out import HeldOut as HeldOut
 from hggraph.data.image import ImageError as ImageError
 from hggraph.data.image import list_images as list_images
 from hggraph.data.image import load_attention as load_attention

@@ -83,9 +83,7 @@ def load_run(folder: str | Path) -> Trained:
     if path is None:
         raise FileNotFoundError(f"{folder} has no checkpoint to use; go on training it with `hggraph fit`.")
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    arguments = config["model"]["net"].get("init_args") or {}
-    if "pretrained" in arguments:
-        arguments["pretrained"] = False  # the weights come from the checkpoint
+    _drop_pretrained(config["model"]["net"])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(find_task(config.get("task", DEFAULT_TASK)), "model")
     task: Task = parser.instantiate(parser.parse_object({"model": config["model"]})).model
@@ -162,6 +160,15 @@ def publish(run: str | Path, folder: str | Path, *, description: str = "", licen
         description=description,
         license_id=license_id,
     )
+
+
+def _drop_pretrained(maker: dict[str, Any]) -> None:
+    """Make a network, and one inside it, without weights: they come from the checkpoint."""
+    arguments = maker.get("init_args") or {}
+    if "pretrained" in arguments:
+        arguments["pretrained"] = False
+    if isinstance(arguments.get("net"), dict):
+        _drop_pretrained(arguments["net"])
 
 
 def _color(values: Sequence[int]) -> Color:

@@ -5,6 +5,7 @@ from hggraph.models._network import Regions as Regions
 from hggraph.models.convert import convert as convert
 from hggraph.models.count import Part as Part
 from hggraph.models.count import count as count
+from hggraph.models.deeplab_v3_plus import deeplab_v3_plus as deeplab_v3_plus
 from hggraph.models.export import export_onnx as export_onnx
 from hggraph.models.fold import fold_batch_norm as fold_batch_norm
 from hggraph.models.gald import gald as gald
@@ -13,6 +14,7 @@ from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation as hg_orientation
 from hggraph.models.hg_resnet import hg_resnet as hg_resnet
 from hggraph.models.hg_resunet import hg_resunet as hg_resunet
+from hggraph.models.hs3_fuse import hs3_fuse as hs3_fuse
 from hggraph.models.pretrained import from_pretrained as from_pretrained
 from hggraph.models.pretrained import pretrained_config as pretrained_config
 from hggraph.models.pretrained import save_pretrained as save_pretrained

@@ -91,6 +91,9 @@ class SegmentationNetwork(nn.Module, ABC):
         logits, clustered = self.predict(x, attention)
         out: dict[str, Any] = {}
         for name, value in logits.items():
+            if not isinstance(value, Tensor):  # of regions, which have no size
+                out[name] = value
+                continue
             # sizes of 8 n + 1 give maps whose corners lie on the images' corners
             full = resize(value, (x.shape[2], x.shape[3]))
             out[name] = full[:, :, :height, :width]

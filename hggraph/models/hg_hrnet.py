@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hggraph.cluster import SoftSLIC
-from hggraph.models._network import Clustered, SegmentationNetwork, assign
+from hggraph.models._network import Clustered, SegmentationNetwork
 from hggraph.models.heads import fcn_head
-from hggraph.models.weights import create_backbone
-from hggraph.nn import HGStage
-from hggraph.nn._conv import resize
+from hggraph.models.hrnet_trunk import (
+    branch_widths,
+    copy_for_branches,
+    create_hrnet,
+    exchange,
+    put_on_regions,
+    run_branches,
+    side_by_side,
+)
 
 __all__ = ["HGHRNet", "hg_hrnet"]
-
-WIDTHS = ("w18", "w32", "w48", "w18_small_v2")
-NUM_BRANCHES = 4
 
 
 class HGHRNet(SegmentationNetwork):
@@ -38,21 +38,15 @@ class HGHRNet(SegmentationNetwork):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(in_channels, num_classes)
-        # what classification needs and segmentation does not
-        for name in ("incre_modules", "downsamp_modules", "final_layer", "global_pool", "head_drop", "classifier"):
-            setattr(hrnet, name, None)
         *modules, last = hrnet.stage4
         hrnet.stage4 = type(hrnet.stage4)(*modules)
         self.trunk, self.last_module = hrnet, last
-        widths = [branch[-1].conv2.out_channels for branch in last.branches]
+        channels = sum(branch_widths(last))
         self.aux_head: nn.Module | None = None
         if clusterers is not None:
-            for i, (width, clusterer) in enumerate(zip(widths, clusterers, strict=True)):
-                fuse = nn.Conv2d(2 * width, width, 1, bias=False)
-                last.branches[i] = HGStage.from_stage(last.branches[i], clusterer, fuse=fuse)
+            put_on_regions(last, clusterers)
             if aux:
-                self.aux_head = fcn_head(sum(widths), num_classes, channels=sum(widths) // 4, dropout=dropout)
-        channels = sum(widths)
+                self.aux_head = fcn_head(channels, num_classes, channels=channels // 4, dropout=dropout)
         self.head = nn.Sequential(
             nn.Conv2d(channels, channels, 1),
             nn.BatchNorm2d(channels),
@@ -63,28 +57,11 @@ class HGHRNet(SegmentationNetwork):
     def predict(self, x: Tensor, attention: Tensor | None) -> tuple[dict[str, Tensor], list[Clustered]]:
         """Return logits at the first branch's size, a quarter of the image's."""
         before = list(self.trunk.forward_features(x))
-        after, clustered = [], []
-        for i, (branch, y) in enumerate(zip(self.last_module.branches, before, strict=True)):
-            if isinstance(branch, HGStage):
-                assignment = assign(branch, y, attention)
-                clustered.append(Clustered(f"branch {i + 1}", y, assignment))
-                after.append(branch(y, assignment=assignment))
-            else:
-                after.append(branch(y))
-        logits = {"out": self.head(_side_by_side(self._fuse(after)))}
+        after, clustered = run_branches(self.last_module, before, attention)
+        logits = {"out": self.head(side_by_side(exchange(self.last_module, after)))}
         if self.training and self.aux_head is not None:
-            logits["aux"] = self.aux_head(_side_by_side(before))
+            logits["aux"] = self.aux_head(side_by_side(before))
         return logits, clustered
-
-    def _fuse(self, maps: list[Tensor]) -> list[Tensor]:
-        """Exchange between the resolutions, as HRNet's module does after its branches."""
-        out = []
-        for layers in self.last_module.fuse_layers:
-            y = layers[0](maps[0])
-            for layer, x in zip(layers[1:], maps[1:], strict=True):
-                y = y + layer(x)
-            out.append(self.last_module.fuse_act(y))
-        return out
 
     def drop_training_parts(self) -> None:
         """Remove the auxiliary head."""
@@ -131,22 +108,11 @@ def hg_hrnet(
 
     Example:
         >>> import torch
+        >>> from hggraph import SoftSLIC
         >>> net = hg_hrnet("w18_small_v2", num_classes=5, clusterer=SoftSLIC(4)).eval()
         >>> net(torch.rand(1, 3, 100, 128))["out"].shape
         torch.Size([1, 5, 100, 128])
     """
-    if width not in WIDTHS:
-        raise ValueError(f"`width` must be one of {WIDTHS}, got {width!r}.")
-    hrnet = create_backbone(f"hrnet_{width}", pretrained=pretrained, in_channels=in_channels)
-    clusterers: list[nn.Module] | None = None
-    if hg and clusterer is None:
-        clusterers = [SoftSLIC(iterations=1, candidates=16 if i < 2 else None) for i in range(NUM_BRANCHES)]
-    elif hg:
-        clusterers = [copy.deepcopy(clusterer) for _ in range(NUM_BRANCHES)]  # type: ignore[misc]
+    hrnet = create_hrnet(width, in_channels=in_channels, pretrained=pretrained)
+    clusterers = copy_for_branches(clusterer) if hg else None
     return HGHRNet(hrnet, in_channels, num_classes, clusterers=clusterers, aux=aux, dropout=dropout)
-
-
-def _side_by_side(maps: list[Tensor]) -> Tensor:
-    height, width = maps[0].shape[2:]
-    rest = [resize(y, (height, width)) for y in maps[1:]]
-    return torch.cat([maps[0], *rest], 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hggraph.models._network import SegmentationNetwork
+from hggraph.models.deeplab_v3_plus import deeplab_v3_plus
 from hggraph.models.gald import gald
 from hggraph.models.hg_hrnet import hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation
 from hggraph.models.hg_resnet import hg_resnet
 from hggraph.models.hg_resunet import hg_resunet
+from hggraph.models.hs3_fuse import hs3_fuse
 from hggraph.models.pyconv_segnet import pyconv_segnet
 
 __all__ = ["MAKERS", "Maker"]
@@ -22,4 +24,6 @@ MAKERS: dict[str, Maker] = {
     "hg_orientation": hg_orientation,
     "gald": gald,
     "pyconv_segnet": pyconv_segnet,
+    "deeplab_v3_plus": deeplab_v3_plus,
+    "hs3_fuse": hs3_fuse,
 }

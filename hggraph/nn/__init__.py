@@ -19,6 +19,7 @@ from hggraph.nn.local_distribution import LocalDistributionV2 as LocalDistributi
 from hggraph.nn.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from hggraph.nn.losses import CrossEntropy as CrossEntropy
 from hggraph.nn.non_local import NonLocal as NonLocal
+from hggraph.nn.ocr import OCR as OCR
 from hggraph.nn.ohem import OhemCrossEntropy as OhemCrossEntropy
 from hggraph.nn.output_loss import OutputLoss as OutputLoss
 from hggraph.nn.py_conv import PyConv2d as PyConv2d

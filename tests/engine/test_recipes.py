@@ -39,7 +39,7 @@ def test_recipe_is_understood(path):
 
 def test_there_is_a_recipe_for_each_row_of_the_table():
     """HG-Conv Table 12: three data sets with six rows, roads with four, salient objects with two; and CamVid."""
-    names = [path.stem for path in RECIPES if "gald" not in path.stem and "pyconv" not in path.stem]
+    names = [path.stem for path in RECIPES if not any(word in path.stem for word in ("gald", "pyconv", "hs3"))]
     for data in ("cityscapes", "ade20k", "pascal_context"):
         assert sum(name.startswith(data) for name in names) == 6
     assert sum(name.startswith("deepglobe") for name in names) == 4
@@ -68,6 +68,12 @@ def test_there_are_the_recipes_of_pyconv():
     assert names >= {f"camvid_pyconv_segnet_{net}" for net in ("resnet18", "pyconv_resnet18", "hg_resnet18")}
 
 
+def test_there_are_the_recipes_of_hs3():
+    """None, deep supervision, the three ways to group, fusing; the first phase, and one on regions."""
+    rows = ("none", "deep_supervision", "manual", "kmeans", "spectral", "fuse", "phase_one", "hg_phase_one")
+    assert {path.stem for path in RECIPES if "hs3" in path.stem} == {f"camvid_hs3_{row}" for row in rows}
+
+
 def test_pyconv_segnet_learns_faster_in_its_heads():
     """PyConv's code: heads at ten times the learning rate of the backbone."""
     parser, config = parsed(RECIPES[0].with_name("ade20k_pyconv_segnet_pyconv_resnet50.yaml"))
@@ -86,6 +92,8 @@ def test_pyconv_segnet_learns_faster_in_its_heads():
         "camvid_resnet18_no_stage4",
         "camvid_gald_v2_resnet18",
         "camvid_pyconv_segnet_hg_resnet18",
+        "camvid_hs3_spectral",
+        "camvid_hs3_fuse",
         "deepglobe_hg_orientation",
     ],
 )
@@ -101,7 +109,7 @@ def test_recipe_makes_a_network_that_learns(name):
     targets = {"out": sample["mask"]} | {key: value for key, value in sample.items() if key == "orientation"}
     losses = task.criterion(task.net(sample["image"]), targets)
     losses["loss"].backward()
-    assert losses["loss"] > 0 and "aux" in losses
+    assert losses["loss"] > 0 and any(key.startswith(("aux", "tap")) for key in losses)
     task.net.eval()
     task.validation_step(sample, 0)
     assert 0 <= task.metric.compute()["miou"] <= 1

@@ -1,0 +1,1 @@
+"""Training schemes: what networks are taught in which order."""
