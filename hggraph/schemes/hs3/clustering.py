@@ -15,7 +15,7 @@ from hggraph.schemes.hs3.grouping import Grouping, check_confusion
 
 __all__ = ["constant_ratio", "kmeans_groupings", "spectral_groupings"]
 
-STARTS = 4  # of k-means, of which the best counts; ten would take 20 s for all sizes of 150 classes
+MANY = 60  # classes beyond which k-means starts once instead of ten times: all sizes of 150 would take 20 s
 
 
 def spectral_groupings(
@@ -54,7 +54,7 @@ def spectral_groupings(
         ImportError: without scikit-learn.
 
     Note:
-        150 classes, all sizes: 7 s on one core. Deterministic for a seed.
+        150 classes, all sizes: 4 s on an idle CPU. Deterministic for a seed.
 
     Example:
         >>> import torch
@@ -179,7 +179,7 @@ def _kmeans(points: np.ndarray, size: int, seed: int) -> list[int]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Number of distinct clusters")  # points that are equal: seen to below
-        labels: list[int] = KMeans(size, n_init=STARTS, random_state=seed).fit_predict(points).tolist()
+        labels: list[int] = KMeans(size, n_init=10 if len(points) <= MANY else 1, random_state=seed).fit_predict(points).tolist()
     while len(set(labels)) < size:  # the last of the largest group gets one of its own
         label, _ = Counter(labels).most_common(1)[0]
         labels[len(labels) - 1 - labels[::-1].index(label)] = max(labels) + 1
