@@ -17,12 +17,13 @@ from torch import Tensor
 
 from hggraph.cli.inputs import Job, plan_jobs
 from hggraph.data import list_images, load_image, load_labels
-from hggraph.viz import affinity_figure, error_figure, mask_figure, save_figure
+from hggraph.viz import affinity_figure, error_figure, mask_figure, save_figure, unity_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hggraph.engine.trained import Trained
+    from hggraph.metrics import LevelIoU
 
 __all__ = ["inspect_network"]
 
@@ -69,11 +70,13 @@ def inspect_network(
         str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.", show_default=False)
     ] = None,
 ) -> None:
-    """Draw what a GALD network's local distribution does to images, and where a network is wrong.
+    """Draw what a network's local distribution or pyramid does to images, and where a network is wrong.
 
-    Of an image NAME.jpg these are written into --out: NAME_affinity.png, how much chosen pixels read from each of their
-    neighbours (distribution v2), or NAME_mask.png, the mean of the masks (v1); and with --labels NAME_errors.png, the
-    wrong pixels in red, for which any network will do. Files of these names are replaced.
+    Of an image NAME.jpg these are written into --out: of a GALD network NAME_affinity.png, how much chosen pixels read
+    from each of their neighbours (distribution v2), or NAME_mask.png, the mean of the masks (v1); of a network of
+    specialize_fuse NAME_unity.png, its unity pyramid and which level decides each pixel; and with --labels
+    NAME_errors.png, the wrong pixels in red, for which any network will do. Files of these names are replaced. With
+    --labels a pyramid's mean IoU is printed too, of each level on the pixels that each level decides.
 
     An image that cannot be used is reported and skipped, and the exit code is 1.
     """
@@ -84,8 +87,9 @@ def inspect_network(
     draws = _drawing(trained.net, points)
     if not draws and labels is None:
         raise typer.BadParameter(
-            f"{network} is a {type(trained.net).__name__} without a local distribution to look at. Give --labels to "
-            "see its errors, or a network of hggraph.models.gald with distribution='v1' or 'v2'."
+            f"{network} is a {type(trained.net).__name__} without a local distribution or a pyramid to look at. Give "
+            "--labels to see its errors, or a network of hggraph.models.gald with distribution='v1' or 'v2', or of "
+            "specialize_fuse."
         )
     if points and "affinity" not in draws:
         raise typer.BadParameter("--point is for networks with distribution='v2', and this one has none.")
@@ -96,7 +100,8 @@ def inspect_network(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"--out cannot be made: {error}") from error
-    convert = _converter(trained, draws, out, ignore, device)
+    levels = _level_metric(trained.net, ignore) if labels is not None else None
+    convert = _converter(trained, draws, out, ignore, device, levels)
     console, failed = Console(stderr=True, soft_wrap=True), 0
     pairs = list(zip(jobs, targets, strict=True))
     for job, target in track(pairs, "drawing", console=console, transient=True, disable=not console.is_terminal):
@@ -108,6 +113,8 @@ def inspect_network(
             text = " ".join(str(error).split()) or type(error).__name__
             named = str(job.image) in text or str(target) in text
             console.print(Text(f"error: {text if named else f'{job.image}: {text}'}"), style="red")
+    if levels is not None and failed < len(jobs):
+        Console().print(levels.table())
     console.print(Text(f"{len(jobs) - failed} of {len(jobs)} images: {out}"))
     if failed:
         raise typer.Exit(1)
@@ -133,11 +140,14 @@ def _point(text: str) -> Point:
     return y, x
 
 
-def _drawing(net: Any, points: list[Point]) -> dict[str, Callable[[Tensor, Tensor], Figure]]:
-    """Return what draws a network's local distribution, by its name: from a photo and what `inspect` returns of it."""
+def _drawing(net: Any, points: list[Point]) -> dict[str, Callable[[Tensor, Any], Figure]]:
+    """Return what draws what a network does, by its name: from a photo and what `inspect` returns of it."""
     from hggraph.models.gald import GALD
+    from hggraph.models.specialize_fuse import SpecializeFuse
     from hggraph.nn import LocalDistributionV2
 
+    if isinstance(net, SpecializeFuse) and len(net.strides) > 1:
+        return {"unity": lambda image, found: unity_figure(image, found.unity, net.threshold)}
     if not isinstance(net, GALD) or net.distribution is None:
         return {}
     if not isinstance(net.distribution, LocalDistributionV2):
@@ -148,6 +158,16 @@ def _drawing(net: Any, points: list[Point]) -> dict[str, Callable[[Tensor, Tenso
         return affinity_figure(image, affinity, points or _spread(image), stencil)
 
     return {"affinity": draw}
+
+
+def _level_metric(net: Any, ignore: int) -> LevelIoU | None:
+    """Return what counts the levels of a pyramid; None for networks without one."""
+    from hggraph.metrics import LevelIoU
+    from hggraph.models.specialize_fuse import SpecializeFuse
+
+    if not isinstance(net, SpecializeFuse) or len(net.strides) == 1:
+        return None
+    return LevelIoU(net.num_classes, len(net.strides), ignore)
 
 
 def _spread(image: Tensor) -> list[Point]:
@@ -176,10 +196,11 @@ def _label_files(jobs: list[Job], labels: Path, out: Path) -> list[Path]:
 
 def _converter(
     trained: Trained,
-    draws: dict[str, Callable[[Tensor, Tensor], Figure]],
+    draws: dict[str, Callable[[Tensor, Any], Figure]],
     out: Path,
     ignore: int,
     device: str | None,
+    levels: LevelIoU | None,
 ) -> Callable[[Job, Path | None], None]:
     """Return what draws and writes the pictures of one image."""
     from hggraph.data.augment import normalise
@@ -193,12 +214,16 @@ def _converter(
         assert job.image is not None
         image = load_image(job.image)
         x = normalise(image, list(trained.mean), list(trained.std))[None]
-        figures = {kind: draw(image, net.inspect(x.to(where))[0]) for kind, draw in draws.items()}
+        found: Any = net.inspect(x.to(where))[0] if draws else None
+        figures = {kind: draw(image, found) for kind, draw in draws.items()}
         if labels is not None:
             probabilities = predictor(x)
             target = _targets(labels, (image.shape[1], image.shape[2]), max(probabilities.shape[1], 2), ignore)
             predicted = to_labels(probabilities)[0]
             figures["errors"] = error_figure([image], [target], [predicted], names=[job.name], ignore_index=ignore)
+            if levels is not None:
+                predictions, decided = found.at_pixels(net.threshold, (image.shape[1], image.shape[2]))
+                levels.update(predictions, decided, target[None])
         for kind, figure in figures.items():  # once all are drawn
             save_figure(figure, out / f"{job.name}_{kind}.png")
 

@@ -7,6 +7,7 @@ from hggraph.metrics.classification import TopKAccuracy as TopKAccuracy
 from hggraph.metrics.confusion import ConfusionMatrix as ConfusionMatrix
 from hggraph.metrics.confusion import MeanIoU as MeanIoU
 from hggraph.metrics.detection import CocoAP as CocoAP
+from hggraph.metrics.level_iou import LevelIoU as LevelIoU
 from hggraph.metrics.road import APLS as APLS
 from hggraph.metrics.road import PathSimilarity as PathSimilarity
 from hggraph.metrics.road import path_similarity as path_similarity

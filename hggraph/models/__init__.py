@@ -14,6 +14,7 @@ from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation as hg_orientation
 from hggraph.models.hg_resnet import hg_resnet as hg_resnet
 from hggraph.models.hg_resunet import hg_resunet as hg_resunet
+from hggraph.models.hg_unity import hg_unity as hg_unity
 from hggraph.models.hs3_fuse import hs3_fuse as hs3_fuse
 from hggraph.models.pretrained import from_pretrained as from_pretrained
 from hggraph.models.pretrained import pretrained_config as pretrained_config
@@ -24,5 +25,6 @@ from hggraph.models.pyconv_resnet import pyconv_resnet as pyconv_resnet
 from hggraph.models.pyconv_resnet3d import pyconv_resnet3d as pyconv_resnet3d
 from hggraph.models.pyconv_segnet import pyconv_segnet as pyconv_segnet
 from hggraph.models.pyconv_ssd import pyconv_ssd as pyconv_ssd
+from hggraph.models.specialize_fuse import specialize_fuse as specialize_fuse
 from hggraph.models.weights import load_weights as load_weights
 from hggraph.models.weights import save_weights as save_weights

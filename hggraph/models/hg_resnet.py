@@ -87,15 +87,20 @@ class ResNetTrunk(nn.Module):
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> tuple[list[Tensor], list[Clustered]]:
         """Return the stages' maps; see the class for shapes."""
+        maps = self.on_pixels(x)
+        if self.hg is None:
+            return maps, []
+        assignment = assign(self.hg, maps[-1], attention)
+        return [*maps, self.hg(maps[-1], assignment=assignment)], [Clustered("hg", maps[-1], assignment)]
+
+    def on_pixels(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of the stages that are on pixels."""
         x = self.stem(x)
         maps: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        if self.hg is None:
-            return maps, []
-        assignment = assign(self.hg, x, attention)
-        return [*maps, self.hg(x, assignment=assignment)], [Clustered("hg", x, assignment)]
+        return maps
 
 
 class HGResNet(SegmentationNetwork):

@@ -11,8 +11,10 @@ from hggraph.models.hg_hrnet import hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation
 from hggraph.models.hg_resnet import hg_resnet
 from hggraph.models.hg_resunet import hg_resunet
+from hggraph.models.hg_unity import hg_unity
 from hggraph.models.hs3_fuse import hs3_fuse
 from hggraph.models.pyconv_segnet import pyconv_segnet
+from hggraph.models.specialize_fuse import specialize_fuse
 
 __all__ = ["MAKERS", "Maker"]
 
@@ -25,5 +27,7 @@ MAKERS: dict[str, Maker] = {
     "gald": gald,
     "pyconv_segnet": pyconv_segnet,
     "deeplab_v3_plus": deeplab_v3_plus,
+    "hg_unity": hg_unity,
     "hs3_fuse": hs3_fuse,
+    "specialize_fuse": specialize_fuse,
 }

@@ -2,7 +2,10 @@
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.nn.aspp import ASPP as ASPP
+from hggraph.nn.asymmetric_non_local import AsymmetricNonLocal as AsymmetricNonLocal
 from hggraph.nn.cgnl import CGNL as CGNL
+from hggraph.nn.context_module import ContextAggregation as ContextAggregation
+from hggraph.nn.context_module import ContextUpdate as ContextUpdate
 from hggraph.nn.deform_conv import DeformConv2d as DeformConv2d
 from hggraph.nn.dense_hg_conv import DenseHGConv as DenseHGConv
 from hggraph.nn.gmm_conv import GMMConv as GMMConv
@@ -28,4 +31,6 @@ from hggraph.nn.pyramid_pooling import PyramidPooling as PyramidPooling
 from hggraph.nn.road_loss import OrientationLoss as OrientationLoss
 from hggraph.nn.road_loss import SoftIoU as SoftIoU
 from hggraph.nn.saliency_loss import SaliencyLoss as SaliencyLoss
+from hggraph.nn.semantic_head import SemanticHead as SemanticHead
 from hggraph.nn.spline_conv import SplineConv as SplineConv
+from hggraph.nn.unity_head import UnityHead as UnityHead

@@ -10,3 +10,4 @@ from hggraph.viz.prediction_figure import prediction_figure as prediction_figure
 from hggraph.viz.region_figure import region_figure as region_figure
 from hggraph.viz.road_figure import road_figure as road_figure
 from hggraph.viz.trade_off_figure import trade_off_figure as trade_off_figure
+from hggraph.viz.unity_figure import unity_figure as unity_figure

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from hggraph import SoftSLIC, viz
 from hggraph.cli import app, inspect
 from hggraph.data import load_image
-from hggraph.models import from_pretrained, hg_orientation, save_pretrained
+from hggraph.metrics import MeanIoU
+from hggraph.models import from_pretrained, hg_orientation, save_pretrained, specialize_fuse
 from hggraph.models.gald import gald
+from hggraph.schemes.specialize import fuse
 
 pytest.importorskip("matplotlib", reason="needs the extra `viz`")
 pytest.importorskip("lightning", reason="needs the extra `train`")
@@ -48,6 +50,9 @@ def networks(tmp_path_factory) -> Path:
         arguments = {**common, **window, "distribution": distribution}
         net = gald(**arguments)
         save_pretrained(net, folder / (distribution or "none"), model="gald", arguments=arguments, **STATISTICS)
+    arguments = {"backbone": "hrnet_w18_small_v2", "num_classes": CLASSES, "channels": 16, "levels": 3}
+    net = specialize_fuse(**arguments)
+    save_pretrained(net, folder / "pyramid", model="specialize_fuse", arguments=arguments, **STATISTICS)
     arguments = {"channels": 8, "depth": 1, "clusterer": SoftSLIC(4)}
     save_pretrained(hg_orientation(**arguments), folder / "roads", model="hg_orientation", arguments=arguments)
     return folder
@@ -79,7 +84,7 @@ def photos(tmp_path) -> Path:
 def figures(monkeypatch) -> dict[str, list]:
     """Note what is drawn, by kind, in place of real pictures: `inspect` looks the functions up in its module."""
     drawn: dict[str, list] = {}
-    for kind in ("affinity", "mask", "error"):
+    for kind in ("affinity", "mask", "error", "unity"):
 
         def draw(*args, kind=kind, **options):
             figure = getattr(viz, f"{kind}_figure")(*args, **options)
@@ -149,11 +154,36 @@ def test_any_network_shows_its_errors(networks, photos, tmp_path, figures, name)
     assert names(out) == ["a_errors.png"]
 
 
+def test_pyramids(networks, photos, tmp_path, figures):
+    """Unity as the network predicts it; with labels Table 9, whose fused value is the prediction's mean IoU."""
+    result = invoke(networks / "pyramid", photos, "--labels", photos.parent / "labels", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert {name.rpartition("_")[2] for name in names(tmp_path / "out")} == {"unity.png", "errors.png"}
+    net, metric = from_pretrained(networks / "pyramid"), MeanIoU(CLASSES)
+    for (args, _, _), path in zip(figures["unity"], sorted(photos.iterdir()), strict=True):
+        image = load_image(path)
+        mean, std = (torch.tensor(STATISTICS[name])[:, None, None] for name in ("mean", "std"))
+        x = ((image - mean) / std)[None]
+        net.training = True  # the pyramids are returned; every layer stays in eval mode
+        with torch.no_grad():
+            out = net(x)
+        net.training = False
+        for found, unity in zip(args[1], out["unity"], strict=True):
+            torch.testing.assert_close(found, unity[0].sigmoid())
+        fused = fuse(out["semantic"], [u.sigmoid() for u in out["unity"]]).argmax(1)
+        pixels = fused.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, : x.shape[2], : x.shape[3]]
+        labels = torch.from_numpy(np.array(Image.open(photos.parent / "labels" / path.name))).long()
+        metric.update(pixels, labels[None])
+    assert f"fused {100 * float(metric.compute()['miou']):.1f}" in words(result.output)
+    with pytest.raises(ValueError, match="must be in eval mode to be looked at"):
+        net.train().inspect(torch.rand(1, 3, 32, 32))
+
+
 def test_nothing_to_look_at(networks, photos, tmp_path):
     out = tmp_path / "out"
     done = invoke(networks / "none", photos, "--out", out)
     assert done.exit_code == 2 and not out.exists()
-    assert "is a GALD without a local distribution to look at. Give --labels" in words(done.output)
+    assert "is a GALD without a local distribution or a pyramid to look at. Give --labels" in words(done.output)
     done = invoke(networks / "v1", photos, "--out", out, "--point", "5,5")
     assert done.exit_code == 2 and "--point is for networks with distribution='v2'" in words(done.output)
 

@@ -1,6 +1,7 @@
 """Every recipe is understood, and says what the paper's table says."""
 
 import functools
+import importlib
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,11 @@ def test_recipe_is_understood(path):
 
 def test_there_is_a_recipe_for_each_row_of_the_table():
     """HG-Conv Table 12: three data sets with six rows, roads with four, salient objects with two; and CamVid."""
-    names = [path.stem for path in RECIPES if not any(word in path.stem for word in ("gald", "pyconv", "hs3"))]
+    names = [
+        path.stem
+        for path in RECIPES
+        if not any(word in path.stem for word in ("gald", "pyconv", "hs3", "specialize", "unity"))
+    ]
     for data in ("cityscapes", "ade20k", "pascal_context"):
         assert sum(name.startswith(data) for name in names) == 6
     assert sum(name.startswith("deepglobe") for name in names) == 4
@@ -74,6 +79,36 @@ def test_there_are_the_recipes_of_hs3():
     assert {path.stem for path in RECIPES if "hs3" in path.stem} == {f"camvid_hs3_{row}" for row in rows}
 
 
+def test_there_are_the_recipes_of_specialize_and_fuse():
+    """Tables 6, 7 and 8 on CamVid; three data sets with both backbones; two ways to steer regions, and neither."""
+    rows = (
+        "single",
+        "single_anl",
+        "single_context",
+        "no_context",
+        "anl",
+        "multi_anl",
+        "naive",
+        "ground_truth",
+        "finest",
+    )
+    small = {"camvid_specialize", *(f"camvid_specialize_{row}" for row in rows)}
+    sets, backbones = ("ade20k", "coco_stuff", "pascal_context"), ("hrnet_w48", "resnet101")
+    large = {f"{name}_specialize_{backbone}" for name in sets for backbone in backbones}
+    assert {path.stem for path in RECIPES if "specialize" in path.stem} == small | large
+    steers = ("importance", "attention", "regions")
+    assert {path.stem for path in RECIPES if "unity" in path.stem} == {f"camvid_unity_{steer}" for steer in steers}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_splits_are_those_that_are_published(path):
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+    maker = data["dataset"] if isinstance(data["dataset"], str) else data["dataset"]["class_path"]
+    published = getattr(getattr(importlib.import_module("hggraph.data"), maker.rpartition(".")[2]), "PUBLISHED", None)
+    splits = {data.get("train_split", "train"), data.get("val_split", "val"), data.get("test_split", "val")}
+    assert published is None or splits <= set(published)
+
+
 def test_pyconv_segnet_learns_faster_in_its_heads():
     """PyConv's code: heads at ten times the learning rate of the backbone."""
     parser, config = parsed(RECIPES[0].with_name("ade20k_pyconv_segnet_pyconv_resnet50.yaml"))
@@ -94,6 +129,10 @@ def test_pyconv_segnet_learns_faster_in_its_heads():
         "camvid_pyconv_segnet_hg_resnet18",
         "camvid_hs3_spectral",
         "camvid_hs3_fuse",
+        "camvid_specialize",
+        "camvid_specialize_single_anl",
+        "camvid_unity_attention",
+        "camvid_unity_regions",
         "deepglobe_hg_orientation",
     ],
 )
@@ -109,7 +148,7 @@ def test_recipe_makes_a_network_that_learns(name):
     targets = {"out": sample["mask"]} | {key: value for key, value in sample.items() if key == "orientation"}
     losses = task.criterion(task.net(sample["image"]), targets)
     losses["loss"].backward()
-    assert losses["loss"] > 0 and any(key.startswith(("aux", "tap")) for key in losses)
+    assert losses["loss"] > 0 and any(key.startswith(("aux", "tap", "semantic")) for key in losses)
     task.net.eval()
     task.validation_step(sample, 0)
     assert 0 <= task.metric.compute()["miou"] <= 1

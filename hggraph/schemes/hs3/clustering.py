@@ -179,7 +179,9 @@ def _kmeans(points: np.ndarray, size: int, seed: int) -> list[int]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Number of distinct clusters")  # points that are equal: seen to below
-        labels: list[int] = KMeans(size, n_init=10 if len(points) <= MANY else 1, random_state=seed).fit_predict(points).tolist()
+        labels: list[int] = (
+            KMeans(size, n_init=10 if len(points) <= MANY else 1, random_state=seed).fit_predict(points).tolist()
+        )
     while len(set(labels)) < size:  # the last of the largest group gets one of its own
         label, _ = Counter(labels).most_common(1)[0]
         labels[len(labels) - 1 - labels[::-1].index(label)] = max(labels) + 1
