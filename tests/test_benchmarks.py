@@ -76,6 +76,7 @@ def test_py_conv(tmp_path, capsys):
     assert "PyConvResNet = the same on F.conv2d, float64" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gald(tmp_path, capsys):
     assert bench_gald.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     assert len(found(tmp_path / "out.json")) == 10

@@ -42,14 +42,14 @@ def fit(name: str, root: Path, out: Path, **options) -> tuple[list[float], dict[
 SMALL_IMAGES = {
     "model.net.init_args.num_classes": 10,
     "data.batch_size": 32,
-    "data.train_transform.init_args": "{size: 32, flip: 0, area: [0.7, 1.0]}",
-    "data.transform.init_args": "{size: 32, short_side: 32}",
+    "data.train_transform.init_args": "{size: 16, flip: 0, area: [0.7, 1.0]}",
+    "data.transform.init_args": "{size: 16, short_side: 16}",
 }
 
 
 def test_classification(tmp_path):
-    """A PyConvResNet18 reads digits after 40 steps, and is evaluated and loaded as any run."""
-    root, out = digits.class_folder(tmp_path / "digits", 320), tmp_path / "run"
+    """A PyConvResNet18 begins to read digits in 32 steps, and is evaluated and loaded as any run."""
+    root, out = digits.class_folder(tmp_path / "digits", 256), tmp_path / "run"
     losses, found = fit(
         "imagenet_pyconv_resnet50",
         root,
@@ -59,11 +59,11 @@ def test_classification(tmp_path):
         model__net__init_args__depth=18,
         model__optimizer__init_args__lr=0.01,
     )
-    assert len(losses) == 40 and sum(losses[-5:]) < 0.3 * sum(losses[:5])
-    assert 0.35 < found["val/top1"] <= found["val/top5"] <= 1  # chance is 0.1
+    assert len(losses) == 32 and sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert 0.2 < found["val/top1"] <= found["val/top5"] <= 1  # chance is 0.1
     run("validate", ["--config", str(out / "config.yaml")])
     results = json.loads((out / "results-val.json").read_text())
-    assert results["dataset"] == "ClassFolder" and results["results"]["top1"] > 0.35
+    assert results["dataset"] == "ClassFolder" and results["results"]["top1"] > 0.2
     trained = load_run(out)
     assert trained.classes == tuple("0123456789") and trained.net(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 

@@ -60,6 +60,7 @@ def test_compare_convolutions(capsys):
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_compare_convolutions_over_seeds():
     example = load("03_compare_convolutions")
     table = example.main(epochs=1, seeds=2, convolutions=["GCNConv (PyG)"])

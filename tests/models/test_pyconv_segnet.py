@@ -86,7 +86,7 @@ def test_shapes(backbone, stride):
     assert len(out["regions"]) == (backbone == "hg_resnet18")
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "pyconv_resnet18"])
+@pytest.mark.parametrize("backbone", [pytest.param("resnet18", marks=pytest.mark.slow), "pyconv_resnet18"])
 def test_batch_folded_compiled_and_exported(backbone):
     net = randomise_norms(pyconv_segnet(backbone, 3, channels=64)).double().eval()
     x = torch.randn(2, 3, 64, 72, dtype=torch.float64)

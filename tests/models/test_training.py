@@ -140,6 +140,7 @@ def test_orientation(frames):
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 def test_detector(frames):
     x, _ = frames
     targets = [
