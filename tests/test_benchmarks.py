@@ -16,6 +16,7 @@ from hggraph.benchmarks import (
     bench_region_graph,
     bench_segment,
     bench_soft_slic,
+    bench_specialize,
     bench_training,
     bench_typed_aggregate,
 )
@@ -81,6 +82,13 @@ def test_gald(tmp_path, capsys):
     assert bench_gald.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     assert len(found(tmp_path / "out.json")) == 10
     assert "LDv2 in the network = unfold, float64" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_specialize(tmp_path, capsys):
+    assert bench_specialize.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert len(found(tmp_path / "out.json")) == 4
+    assert "fuse = Eq. 2 as written: relative difference 0.0" in capsys.readouterr().out
 
 
 def test_training(tmp_path, capsys):

@@ -76,7 +76,8 @@ def inspect_network(
     from each of their neighbours (distribution v2), or NAME_mask.png, the mean of the masks (v1); of a network of
     specialize_fuse NAME_unity.png, its unity pyramid and which level decides each pixel; and with --labels
     NAME_errors.png, the wrong pixels in red, for which any network will do. Files of these names are replaced. With
-    --labels a pyramid's mean IoU is printed too, of each level on the pixels that each level decides.
+    --labels a pyramid's mean IoU is printed too, of each level on the pixels that each level decides, and what each
+    class loses where one level decides everything.
 
     An image that cannot be used is reported and skipped, and the exit code is 1.
     """
@@ -114,7 +115,8 @@ def inspect_network(
             named = str(job.image) in text or str(target) in text
             console.print(Text(f"error: {text if named else f'{job.image}: {text}'}"), style="red")
     if levels is not None and failed < len(jobs):
-        Console().print(levels.table())
+        names = trained.classes if len(trained.classes) == levels.num_classes else None
+        Console().print(levels.table(), levels.class_table(names))
     console.print(Text(f"{len(jobs) - failed} of {len(jobs)} images: {out}"))
     if failed:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph.metrics.confusion import ConfusionMatrix
+from hggraph.models._network import training_outputs
 from hggraph.schemes.hs3 import majority_labels
 from hggraph.schemes.hs3.region_tap import RegionLogits
 
@@ -52,7 +53,7 @@ def analyse(
     counts: dict[str, ConfusionMatrix] = {}
     sums: dict[str, Tensor] = {}
     images = 0
-    with _with_taps(net), torch.inference_mode(), _features(net, features) as seen:
+    with training_outputs(net), torch.inference_mode(), _features(net, features) as seen:
         for batch in samples:
             target = batch["mask"].to(device)
             out = net(batch["image"].to(device))
@@ -71,19 +72,6 @@ def analyse(
             images += len(target)
     means = {name: total[:, 1:] / total[:, :1] for name, total in sums.items()}
     return Analysis({name: matrix.compute().cpu() for name, matrix in counts.items()}, means, images)
-
-
-@contextmanager
-def _with_taps(net: nn.Module) -> Iterator[None]:
-    """Let a network give its taps, though all its layers are in eval mode."""
-    modes = [(part, part.training) for part in net.modules()]
-    net.eval()
-    net.training = True  # its own flag alone
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hggraph._check import check_positive
 from hggraph.metrics._exact import ExactMetric
-from hggraph.metrics._inputs import check_ignore_index, predicted_labels
+from hggraph.metrics._inputs import check_ignore_index, check_names, predicted_labels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,9 @@ class LevelIoU(ExactMetric):
         - **target:** labels ``(B, H, W)``, integers
         - **output:** a dict: ``"level_iou"`` ``(L, L)``, float64, row: the level that predicts, column: the level that
           decides, NaN where none of its pixels count; ``"share"`` ``(L,)`` of the pixels that each level decides;
-          ``"fused_iou"``, the mean IoU of what is decided
+          ``"fused_iou"``, the mean IoU of what is decided; and on all pixels the IoU of each class, ``"class_iou"``
+          ``(L, K)`` by each level and ``"fused_class_iou"`` ``(K,)`` by what is decided, NaN for classes that neither
+          occur nor are predicted
 
     Raises:
         TypeError: in `update`, if a tensor is not of its kind.
@@ -84,7 +86,13 @@ class LevelIoU(ExactMetric):
         iou = torch.stack([torch.stack([_mean_iou(cell) for cell in row]) for row in self.counts])
         pixels = self.counts[0].sum((1, 2)).double()
         own = torch.stack([self.counts[level, level] for level in range(self.levels)]).sum(0)
-        return {"level_iou": iou, "share": pixels / pixels.sum(), "fused_iou": _mean_iou(own)}
+        return {
+            "level_iou": iou,
+            "share": pixels / pixels.sum(),
+            "fused_iou": _mean_iou(own),
+            "class_iou": torch.stack([_iou(level) for level in self.counts.sum(1)]),
+            "fused_class_iou": _iou(own),
+        }
 
     def table(self) -> Table:
         """Return the result as a table for rich, levels from the finest as in the paper."""
@@ -99,8 +107,26 @@ class LevelIoU(ExactMetric):
         table.add_row("share of pixels, %", *(f"{100 * float(found['share'][level]):.1f}" for level in order))
         return table
 
+    def class_table(self, class_names: Sequence[str] | None = None) -> Table:
+        """Return what each class loses where one level decides everything (as Specialize and Fuse, Fig. 3)."""
+        from rich.table import Table
+
+        found = self.compute()
+        names = check_names(class_names, self.num_classes)
+        order = list(reversed(range(self.levels)))
+        title = "IoU of each class, %, and the difference if one level decides"
+        table = Table("class", "fused", *(f"level {level + 1}" for level in order), title=title)
+        for number, name in enumerate(names):
+            fused = 100 * float(found["fused_class_iou"][number])
+            lost = (100 * float(found["class_iou"][level, number]) - fused for level in order)
+            table.add_row(name, f"{fused:.1f}", *(f"{value:+.1f}" for value in lost))
+        return table
+
+
+def _iou(counts: Tensor) -> Tensor:
+    return counts.diagonal().double() / (counts.sum(0) + counts.sum(1) - counts.diagonal())  # 0 / 0 is NaN
+
 
 def _mean_iou(counts: Tensor) -> Tensor:
-    common = counts.diagonal().double()
-    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
-    return (common / union)[union > 0].mean()  # NaN of none
+    iou = _iou(counts)
+    return iou[~iou.isnan()].mean()  # NaN of none

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from hggraph.models.fold import fold_batch_norm
 from hggraph.nn import HGStage
 from hggraph.nn._conv import resize
 
-__all__ = ["Clustered", "Regions", "SegmentationNetwork", "assign", "resize_attention"]
+__all__ = ["Clustered", "Regions", "SegmentationNetwork", "assign", "resize_attention", "training_outputs"]
 
 
 class Regions(NamedTuple):
@@ -118,6 +120,19 @@ class SegmentationNetwork(nn.Module, ABC):
 
     def compose(self) -> None:
         """Compose convolutions between which nothing non-linear stands, once their normalisations are folded."""
+
+
+@contextmanager
+def training_outputs(net: nn.Module) -> Iterator[None]:
+    """Let a network return what it returns in training, with every layer in eval mode; its modes are kept."""
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    net.training = True  # its own flag alone
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def assign(stage: HGStage, x: Tensor, attention: Tensor | None = None) -> Assignment:

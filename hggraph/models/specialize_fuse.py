@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hggraph._check import check_positive
-from hggraph.models._network import Clustered, SegmentationNetwork
+from hggraph.models._network import Clustered, SegmentationNetwork, training_outputs
 from hggraph.models.hg_resnet import ResNetTrunk, resnet_trunk
 from hggraph.models.hrnet_trunk import WIDTHS, HRNetTrunk, hrnet_trunk
 from hggraph.models.resnet_decoder import ResNetDecoder
@@ -103,11 +103,8 @@ class SpecializeFuse(SegmentationNetwork):
         """
         if self.training:  # a call would change the statistics of its normalisations
             raise ValueError("The network must be in eval mode to be looked at; call `.eval()` first.")
-        self.training = True  # its own flag alone: the pyramids are returned, and every layer stays in eval mode
-        try:
+        with training_outputs(self):
             out = self(x)
-        finally:
-            self.training = False
         semantic, unity = out["semantic"], out["unity"]
         return [Pyramids([y[i] for y in semantic], [u[i].sigmoid() for u in unity]) for i in range(len(x))]
 

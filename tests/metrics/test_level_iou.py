@@ -51,6 +51,16 @@ def test_logits_and_table():
     found = metric.compute()
     assert found["level_iou"][:, 0].tolist() == [1, 1] and found["level_iou"][:, 1].isnan().all()
     assert metric.table().columns[2].header == "1" and metric.table().row_count == 3
+    assert metric.class_table(["a", "b", "c"]).row_count == 3
+
+
+def test_classes_of_each_level_are_mean_ious():
+    target, first, second = torch.randint(5, (3, 2, 8, 8))
+    metric, alone = LevelIoU(5, 2), [MeanIoU(5), MeanIoU(5)]
+    metric.update([first, second], torch.randint(2, (2, 8, 8)), target)
+    for level, (one, prediction) in enumerate(zip(alone, (first, second), strict=True)):
+        one.update(prediction, target)
+        torch.testing.assert_close(metric.compute()["class_iou"][level], one.compute()["iou"])
 
 
 def test_wrong_input():
