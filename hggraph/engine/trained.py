@@ -15,6 +15,7 @@ from hggraph._files import write_atomically
 from hggraph.engine.checkpoint import check_parameters, latest_checkpoint, load_checkpoint
 from hggraph.engine.task import Task, find_task
 from hggraph.models.pretrained import from_pretrained, pretrained_config, save_pretrained
+from hggraph.schemes.hs3 import TappedNetwork
 
 __all__ = [
     "CONFIG",
@@ -138,6 +139,9 @@ def publish(run: str | Path, folder: str | Path, *, description: str = "", licen
     run = Path(run)
     trained = load_run(run)
     recipe = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["model"]["net"]
+    net: Any = trained.net
+    while isinstance(net, TappedNetwork):  # the taps have served
+        recipe, net = recipe["init_args"]["net"], net.net
     parser = ArgumentParser(exit_on_error=False)
     arguments = dict(recipe.get("init_args") or {})
     if arguments.get("clusterer"):
@@ -146,7 +150,6 @@ def publish(run: str | Path, folder: str | Path, *, description: str = "", licen
             parser.parse_object({"clusterer": arguments["clusterer"]})
         ).clusterer
     found = [run / f"results-{stage}.json" for stage in ("test", "val")]
-    net: Any = trained.net
     return save_pretrained(
         net,
         folder,

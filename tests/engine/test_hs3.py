@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from hggraph import SoftSLIC
 from hggraph.cli import app
 from hggraph.data import HeldOut
+from hggraph.engine import load_run, publish
 from hggraph.engine.hs3 import analyse_run, second_phase
 from hggraph.engine.hs3_analysis import analyse
 from hggraph.engine.run import run
 from hggraph.metrics import MeanIoU
-from hggraph.models import hg_resnet
+from hggraph.models import from_pretrained, hg_resnet
 from hggraph.schemes.hs3 import Grouping, mean_iou, read_groupings, tapped
 from tests.engine.toys import Blocks
 
@@ -159,6 +160,15 @@ def test_the_picture(phase_one):
     plan = analyse_run(phase_one, method="kmeans", out=phase_one / "by_features")
     assert (phase_one / "by_features/trade_off.png").stat().st_size > 5000
     assert set(plan.groupings) == {"tap_2", "tap_hg"} and plan.curves["tap_2"].sizes == (2, 3)
+
+
+def test_taps_are_not_published(phase_one, tmp_path):
+    net = from_pretrained(publish(phase_one, tmp_path / "published"))
+    inner = load_run(phase_one).net
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)["out"], inner(x)["out"])
+    assert not any("heads" in name for name in net.state_dict())
 
 
 def test_what_is_not_held_out_is_not_analysed(phase_one, tmp_path):
