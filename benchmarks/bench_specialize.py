@@ -19,7 +19,7 @@ from hggraph.schemes.specialize import SpecializeLoss, fuse, relabel, unity_pyra
 # isort: split
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 TITLE = "Specialize and Fuse"
 CLASSES, LEVELS, THRESHOLD = 150, 4, 0.9
@@ -39,16 +39,18 @@ def heads(report: Report) -> None:
     """Time HRNet with its own head and with the pyramidal ones, folded."""
     setting = report.setting
     width, channels, side = ("w18_small_v2", 16, 64) if report.quick else ("w48", 512, 512)
-    own, pyramids = f"HRNet-{width}", f"HRNet-{width} with both pyramids"
-    nets = {
+    own, pyramids, trunk = (f"HRNet-{width}{rest}" for rest in ("", " with both pyramids", ", no head at all"))
+    nets: dict[str, nn.Module] = {
         own: hg_hrnet(width, hg=False, num_classes=CLASSES).fold(),
         pyramids: specialize_fuse(f"hrnet_{width}", CLASSES, levels=LEVELS, channels=channels).fold(),
     }
+    nets[trunk] = nets[pyramids].trunk
     nets = {name: net.to(setting.device, setting.dtype) for name, net in nets.items()}
-    x = torch.rand(1, 3, side, side).to(setting.device, setting.dtype)
+    x, same = torch.rand(1, 3, side, side).to(setting.device, setting.dtype), same_when_folded()
     with torch.inference_mode():
         times = report.time({name: lambda net=net: net(x) for name, net in nets.items()}, warmup=1)
-    report.ratio(f"{pyramids} / {own}", times[pyramids], times[own], same_when_folded(), at_most=1.17)
+    report.ratio(f"{pyramids} / {own}", times[pyramids], times[own], same, at_most=1.17)
+    report.ratio(f"{pyramids} / {trunk}", times[pyramids], times[trunk], same)
 
 
 def literal(semantic: Sequence[Tensor], unity: Sequence[Tensor]) -> Tensor:

@@ -87,7 +87,7 @@ def test_gald(tmp_path, capsys):
 @pytest.mark.slow
 def test_specialize(tmp_path, capsys):
     assert bench_specialize.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
-    assert len(found(tmp_path / "out.json")) == 4
+    assert len(found(tmp_path / "out.json")) == 5
     assert "fuse = Eq. 2 as written: relative difference 0.0" in capsys.readouterr().out
 
 

@@ -30,7 +30,7 @@ CASES = {
     "hg_stage": "the HG stage and its parts, against the dense stage 4 of a ResNet-101",
     "py_conv": "pyramids against grouped convolution, PyConvResNet-50 against ResNet-50; two minutes on a CPU",
     "gald": "GALD's networks with and without local distribution, its attention against unfold; four minutes on a CPU",
-    "specialize": "heads of Specialize and Fuse on HRNet-W48, fusing against upsampling; four minutes on a CPU",
+    "specialize": "heads of Specialize and Fuse on HRNet-W48, fusing against upsampling; two minutes on a CPU",
     "training": "training steps of HG-ResNet18, against dense ones and the loading of batches; five minutes on a CPU",
     "networks": "whole HG-ResNets, as trained and folded, against dense ones; ten minutes on a CPU",
 }

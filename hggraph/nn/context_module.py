@@ -69,7 +69,7 @@ class ContextAggregation(nn.Module):
         - **output:** map ``(B, channels, H, W)``
 
     Note:
-        O(H W (D channels + T (D + channels))). Fused attention's gradient adds in any order on a GPU.
+        O(H W (D channels + T (D + channels))). Deterministic.
 
     Example:
         >>> ContextAggregation(8, 4).eval()(torch.rand(2, 8, 5, 6), torch.rand(2, 8, 110, 1)).shape
@@ -202,10 +202,10 @@ def _attend_and_mix(x: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias:
     """
     if bias is not None:
         value = value + bias[:, None]  # the weights of an attention sum to 1
-    query = x.flatten(2).mT  # (B, H W, D)
-    attended = F.scaled_dot_product_attention(
-        query.unsqueeze(1), key.mT.unsqueeze(1), value.mT.unsqueeze(1), scale=scale
-    )
+    pixels = x.flatten(2)  # (B, D, H W)
+    # not F.scaled_dot_product_attention: with keys and values of two widths it is these products, and would first copy
+    # the map with its channels last
+    attention = ((scale * key.mT) @ pixels).softmax(1)  # (B, T, H W)
     # one product that adds onto the attention: a pass over the map less than a convolution and a sum
-    y = torch.baddbmm(attended.squeeze(1), query, weight.mT.expand(x.shape[0], -1, -1))
-    return y.mT.unflatten(2, (x.shape[2], x.shape[3]))
+    y = torch.baddbmm(value @ attention, weight.expand(x.shape[0], -1, -1), pixels)
+    return y.unflatten(2, (x.shape[2], x.shape[3]))

@@ -54,7 +54,8 @@ class SemanticHead(nn.Module):
         Averaging and linear convolutions change places, so the features are pooled and :math:`X^L` itself is never
         computed: each level has one convolution from `in_channels` to `channels`. The same numbers up to rounding. As
         published, with 720 channels and 150 classes, 19.8 10^9 multiply-adds at 128 x 128, 18.8 composed; as
-        written in the paper 30. Fused attention's and pooling's gradients add in any order on a GPU.
+        written in the paper 30. Pooling's gradient, and with ``"anl"`` fused
+        attention's, add in any order on a GPU.
 
     Example:
         >>> head = SemanticHead(16, 5, levels=3, channels=8, key_channels=4).eval()
