@@ -130,6 +130,7 @@ def _strides(candidates: Tensor | None) -> tuple[int, ...]:
 def centre_update(
     x: Tensor, centers: Tensor, candidates: Tensor | None, values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Compute `hggraph.ops.centre_update` in Triton; the arguments are the operator's."""
     batch, channels, pixels = x.shape
     regions = centers.shape[1]
     values = x if values is None else values
@@ -168,6 +169,7 @@ def centre_update_backward(
     out: Tensor,
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of `hggraph.ops.centre_update` in Triton; the arguments are the operator's."""
     batch, channels, pixels = x.shape
     regions = centers.shape[1]
     averaged = x if values is None else values

@@ -209,6 +209,7 @@ def _tile(channels: int, depth: int) -> dict[str, int]:
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, offsets: list[int], scale: float, border: str
 ) -> tuple[Tensor, Tensor]:
+    """Compute `hggraph.ops.local_attention` in Triton; the arguments are the operator's."""
     batch, channels, height, width = q.shape
     depth, taps = v.shape[1], len(offsets) // 2
     _check_head("q", channels)

@@ -153,6 +153,7 @@ def region_adjacency(
     filter_below: float,
     tie: float,
 ) -> tuple[Tensor, Tensor]:
+    """Compute `hggraph.ops.region_adjacency` in Triton; the arguments are the operator's."""
     batch, regions, pixels = assignment.shape
     displacements, directions = _table(offsets)
     products, num = len(displacements) // 2, len(directions) // 2
@@ -182,6 +183,7 @@ def region_adjacency(
 def region_adjacency_backward(
     grad: Tensor, assignment: Tensor, out: Tensor, size: list[int], offsets: list[int], noise_cancel: bool
 ) -> Tensor:
+    """Compute the gradients of `hggraph.ops.region_adjacency` in Triton; the arguments are the operator's."""
     batch, regions, pixels = assignment.shape
     grad = torch.where(out > 0, grad, 0)
     if noise_cancel:

@@ -13,11 +13,13 @@ def _inverse(mass: Tensor) -> Tensor:
 
 
 def region_pool(x: Tensor, assignment: Tensor) -> Tensor:
+    """Compute `hggraph.ops.region_pool` in Triton; the arguments are the operator's."""
     total, mass = matmul(assignment, x.mT, dtype=torch.float32, row_sum=True)
     return total.mul_(_inverse(mass)).to(x.dtype)
 
 
 def region_pool_backward(grad: Tensor, x: Tensor, assignment: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of `hggraph.ops.region_pool` in Triton; the arguments are the operator's."""
     scaled = grad.float() * _inverse(assignment.sum(2, dtype=torch.float32))
     grad_x, _ = matmul(scaled.mT, assignment, dtype=x.dtype)
     shift = (scaled * out).sum(2)

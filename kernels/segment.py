@@ -170,6 +170,7 @@ def segment_dot(a: Tensor, i: Tensor, b: Tensor, j: Tensor | None, dtype: torch.
 
 
 def segment_reduce(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str) -> Tensor:
+    """Compute `hggraph.ops.segment_reduce` in Triton; the arguments are the operator's."""
     empty = ptr.diff()[:, None] == 0
     if reduce == "max":
         out = gather_reduce(x, ptr, index, None, x.shape[1], x.dtype, maximum=True)
@@ -208,10 +209,12 @@ def segment_reduce_backward(
 
 
 def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
+    """Compute `hggraph.ops.segment_softmax` in Triton; the arguments are the operator's."""
     return _softmax(x, ptr, None)
 
 
 def segment_softmax_backward(grad: Tensor, out: Tensor, ptr: Tensor) -> Tensor:
+    """Compute the gradients of `hggraph.ops.segment_softmax` in Triton; the arguments are the operator's."""
     return _softmax(out, ptr, grad)
 
 

@@ -147,6 +147,7 @@ def _soft_assign_bwd_kernel(
 
 
 def soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshold: float) -> Tensor:
+    """Compute `hggraph.ops.soft_assign` in Triton; the arguments are the operator's."""
     batch, channels, pixels = x.shape
     regions = centers.shape[1]
     least = math.log(threshold) if threshold > 0 else -math.inf
@@ -176,6 +177,7 @@ def soft_assign(x: Tensor, centers: Tensor, candidates: Tensor | None, threshold
 def soft_assign_backward(
     grad: Tensor, x: Tensor, centers: Tensor, candidates: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of `hggraph.ops.soft_assign` in Triton; the arguments are the operator's."""
     batch, _, pixels = x.shape
     regions, entries = centers.shape[1], weight.shape[1]
     grad_logits = torch.empty(batch, regions, pixels, device=x.device, dtype=torch.float32)

@@ -59,6 +59,7 @@ def fuses(weight: Tensor, ptr: Tensor, source: Tensor, groups: int) -> bool:
 
 
 def typed_aggregate(x: Tensor, weight: Tensor, coefficient: Tensor, ptr: Tensor, source: Tensor, groups: int) -> Tensor:
+    """Compute `hggraph.ops.typed_aggregate` in Triton; the arguments are the operator's."""
     directions, channels, num_out = weight.shape[0], weight.shape[1], weight.shape[2] // groups
     targets = (ptr.shape[0] - 1) // directions
     out = torch.empty(targets, weight.shape[2], device=x.device, dtype=x.dtype)

@@ -39,6 +39,7 @@ def _unpool_conv1x1_fwd_kernel(
 
 
 def unpool_conv1x1(x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `hggraph.ops.unpool_conv1x1` in Triton; the arguments are the operator's."""
     batch, channels, pixels = x.shape
     num_out, regions = weight.shape[0], z.shape[1]
     on_pixels, on_regions = weight[:, :channels], weight[:, channels:]

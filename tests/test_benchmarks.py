@@ -10,6 +10,7 @@ from hggraph.benchmarks import (
     _measure,
     bench_gald,
     bench_hg_stage,
+    bench_hs3,
     bench_local_attention,
     bench_networks,
     bench_py_conv,
@@ -89,6 +90,13 @@ def test_specialize(tmp_path, capsys):
     assert bench_specialize.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     assert len(found(tmp_path / "out.json")) == 5
     assert "fuse = Eq. 2 as written: relative difference 0.0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_hs3(tmp_path, capsys):
+    assert bench_hs3.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert len(found(tmp_path / "out.json")) == 2
+    assert "analysed = validated: relative difference 0.0" in capsys.readouterr().out
 
 
 def test_training(tmp_path, capsys):

@@ -27,6 +27,7 @@ CASES = {
     "local_attention": "dilated local attention, against unfold, FlexAttention, attention to all pixels",
     "soft_slic": "soft assignment, centre update and the whole graph part of a stage, against eager PyTorch",
     "region_graph": "photo file to region graph, against scikit-image's SLIC",
+    "hs3": "HS3: groupings of 150 classes, the analysis of images against a validation; a minute on a CPU",
     "hg_stage": "the HG stage and its parts, against the dense stage 4 of a ResNet-101",
     "py_conv": "pyramids against grouped convolution, PyConvResNet-50 against ResNet-50; two minutes on a CPU",
     "gald": "GALD's networks with and without local distribution, its attention against unfold; four minutes on a CPU",
@@ -34,7 +35,7 @@ CASES = {
     "training": "training steps of HG-ResNet18, against dense ones and the loading of batches; five minutes on a CPU",
     "networks": "whole HG-ResNets, as trained and folded, against dense ones; ten minutes on a CPU",
 }
-LONG = ("py_conv", "gald", "specialize", "training", "networks")  # measured only when named
+LONG = ("hs3", "py_conv", "gald", "specialize", "training", "networks")  # measured only when named
 
 
 class Dtype(StrEnum):

@@ -64,6 +64,16 @@ def analyse(
             show_default=False,
         ),
     ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Give each tap this share of the next one's classes instead, the last one of the output's: 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     normalize: Annotated[
         Normalize, typer.Option(help="Divide what is confused by the pixels of each class (rows), or not (none).")
     ] = Normalize.rows,
@@ -98,6 +108,7 @@ def analyse(
             run,
             method=method.value,  # type: ignore[arg-type]  # one of the two
             theta=theta,
+            ratio=ratio,
             normalize=normalize.value,  # type: ignore[arg-type]
             absent=absent.value,  # type: ignore[arg-type]
             device=device,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_positive
-from hggraph.data._options import check_scale, check_share, check_statistics
+from hggraph.data._options import check_scale, check_share, check_size, check_statistics
 from hggraph.data.augment import Sample, normalise
 from hggraph.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -67,10 +67,8 @@ class ClassTrainTransform:
         self.area = check_scale("area", area)
         if self.area[1] > 1:
             raise ValueError(f"`area` must be shares in (0, 1], got {area}.")
-        if short_side is not None:
-            low, high = short_side
-            if not size <= low <= high:
-                raise ValueError(f"`short_side` must be two lengths of at least `size`, {size}, got {short_side}.")
+        if short_side is not None and not size <= check_size("short_side", short_side)[0] <= short_side[1]:
+            raise ValueError(f"`short_side` must be two rising lengths of at least `size`, {size}, got {short_side}.")
         self.short_side = short_side
         self.flip, self.color = check_share("flip", flip), check_share("color", color)
         self.mean, self.std = check_statistics(mean, std)
@@ -142,6 +140,7 @@ class ClassEvalTransform:
         check_positive("size", size)
         self.size = size
         self.short_side = round(size / 0.875) if short_side is None else short_side
+        check_positive("short_side", self.short_side)
         if self.short_side < size:
             raise ValueError(f"`short_side` must be at least `size`, {size}, got {short_side}.")
         if crops not in (1, 3):

@@ -57,7 +57,8 @@ class HeldOut(Dataset[dict[str, Any]]):
         if not 0 < share < 1:
             raise ValueError(f"`share` must be in (0, 1), got {share}.")
         halves = ("reduced", "analysis")
-        self.base = cast(Any, dataset(root, source if split in halves else split))
+        self.source = source if split in halves else split
+        self.base = cast(Any, dataset(root, self.source))
         self.split = split
         total = len(self.base)
         self.indices = list(range(total))
@@ -70,8 +71,9 @@ class HeldOut(Dataset[dict[str, Any]]):
 
     @property
     def names(self) -> list[str]:
-        """The names of the images."""
-        return [str(self.base.names[index]) for index in self.indices]
+        """The names of the images; of a data set without names, its split and their numbers."""
+        names = getattr(self.base, "names", None)
+        return [f"{self.source} {index}" if names is None else str(names[index]) for index in self.indices]
 
     @property
     def classes(self) -> tuple[str, ...]:

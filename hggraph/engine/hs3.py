@@ -19,10 +19,12 @@ from hggraph.engine.data_module import ImageData
 from hggraph.engine.hs3_analysis import analyse
 from hggraph.engine.loading import SeededSamples, SplitEvenly, collate
 from hggraph.engine.trained import CONFIG, load_run
+from hggraph.models._network import SegmentationNetwork
 from hggraph.schemes.hs3 import (
     Grouping,
     TradeOff,
     at_angle,
+    constant_ratio,
     equal_ratio,
     kmeans_groupings,
     mean_iou,
@@ -58,6 +60,7 @@ def analyse_run(
     method: Method = "spectral",
     theta: float | None = None,
     aspect: float = 1.0,
+    ratio: float | None = None,
     normalize: Literal["none", "rows"] = "rows",
     absent: Literal["error", "own"] = "error",
     device: str | torch.device | None = None,
@@ -70,6 +73,8 @@ def analyse_run(
         method: Groups classes by what is confused, or by k-means on their mean features.
         theta: Degrees for `at_angle`; None: `equal_ratio`.
         aspect: See `at_angle`.
+        ratio: Classes of each tap as a share of the next one's, the last one's of the output's, as `constant_ratio`
+            says, whatever the curves are. None: not so.
         normalize: See `spectral_groupings`.
         absent: See `spectral_groupings`.
         device: Where the network runs; None: the CPU.
@@ -81,9 +86,11 @@ def analyse_run(
 
     Raises:
         FileNotFoundError: if `run` is no run.
-        ValueError: if it has no taps or no images held out, was trained or validated on them, or a class does not
-            occur.
+        ValueError: if it has no taps or no images held out, was trained or validated on them, a class does not occur,
+            or both `theta` and `ratio` are given.
     """
+    if theta is not None and ratio is not None:
+        raise ValueError(f"Give `theta` or `ratio`, not both, got {theta} and {ratio}.")
     run = Path(run)
     trained = load_run(run)
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
@@ -96,8 +103,10 @@ def analyse_run(
         num_workers=data.num_workers,
         collate_fn=collate,
     )
-    net: Any = trained.net if device is None else trained.net.to(device)
-    num_classes = int(net.num_classes)
+    net = trained.net if device is None else trained.net.to(device)
+    if not isinstance(net, SegmentationNetwork):
+        raise ValueError(f"HS3 is for segmentation networks with taps, got {type(net).__name__}.")
+    num_classes = net.num_classes
     names = trained.classes or tuple(map(str, range(num_classes)))
     found = analyse(net, samples, num_classes, features=method == "kmeans")
     groupings = {}
@@ -110,12 +119,12 @@ def analyse_run(
     curves = {name: trade_off(confusion, groupings[name]) for name, confusion in found.confusions.items()}
     output = curves.pop("out")
     miou = mean_iou(found.confusions["out"])
-    chosen = {
-        name: equal_ratio(curve, miou, num_classes)
-        if theta is None
-        else at_angle(curve, miou, num_classes, theta, aspect=aspect)
-        for name, curve in curves.items()
-    }
+    if ratio is not None:
+        chosen = dict(zip(curves, constant_ratio(num_classes, len(curves), ratio), strict=True))
+    elif theta is not None:
+        chosen = {name: at_angle(curve, miou, num_classes, theta, aspect=aspect) for name, curve in curves.items()}
+    else:
+        chosen = {name: equal_ratio(curve, miou, num_classes) for name, curve in curves.items()}
     folder = run / "hs3" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(miou, curves, chosen, output, folder / f"{run.resolve().name}_hs3.yaml", found.images)
@@ -193,7 +202,10 @@ def _analysis_images(data: ImageData, config: dict[str, Any]) -> HeldOut:
 def _of_all_classes(features: Tensor, names: tuple[str, ...]) -> Tensor:
     missing = [names[number] for number in features.isnan().any(1).nonzero().flatten().tolist()]
     if missing:
-        raise ValueError(f"The images for analysis have no {', '.join(missing)}; hold more out, or by another seed.")
+        raise ValueError(
+            f"In the images for analysis no feature of a tap lies on {', '.join(missing)}; hold more images out, or by "
+            f"another seed."
+        )
     return features
 
 

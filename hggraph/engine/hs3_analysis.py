@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from hggraph.metrics.confusion import ConfusionMatrix
 from hggraph.models._network import training_outputs
-from hggraph.schemes.hs3 import majority_labels
-from hggraph.schemes.hs3.region_tap import RegionLogits
+from hggraph.schemes.hs3.region_tap import RegionLogits, class_shares
 
 __all__ = ["Analysis", "analyse"]
 
@@ -101,13 +100,13 @@ def _pixel_labels(found: RegionLogits, target: Tensor) -> Tensor:
 
 
 def _class_sums(features: Tensor, tap: Any, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return for each class how many features it has, and their sum: ``(K, 1 + D)``, float64."""
-    if isinstance(tap, RegionLogits):
-        labels, _ = majority_labels(target, tap.assignment, num_classes, size=tap.size, ignore_index=ignore_index)
-    else:
-        labels = F.interpolate(target[:, None].float(), features.shape[2:], mode="nearest-exact")[:, 0].long()
+    """Return for each class how many features it has, regions in part, and their sum: ``(K, 1 + D)``, float64."""
     points = features.flatten(2).transpose(1, 2).flatten(0, 1).double()
-    counted = labels.flatten() != ignore_index
-    points = torch.cat([torch.ones_like(points[:, :1]), points], 1)[counted]
+    points = torch.cat([torch.ones_like(points[:, :1]), points], 1)
+    if isinstance(tap, RegionLogits):
+        shares = class_shares(target, tap.assignment, num_classes, size=tap.size, ignore_index=ignore_index)
+        return (shares.flatten(0, 1).double().mT @ points).cpu()
+    labels = F.interpolate(target[:, None].float(), features.shape[2:], mode="nearest-exact").long().flatten()
+    counted = labels != ignore_index
     sums = points.new_zeros(num_classes, points.shape[1])
-    return sums.index_add_(0, labels.flatten()[counted], points).cpu()
+    return sums.index_add_(0, labels[counted], points[counted]).cpu()

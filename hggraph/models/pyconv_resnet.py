@@ -55,19 +55,37 @@ class Residual(nn.Module, ABC):
         return out
 
 
-class PyConvBottleneck(Residual):
-    """1x1, a pyramid, 1x1 (PyConv Fig. 4)."""
+class Bottleneck(Residual):
+    """A 1x1, something of the same width inside, a 1x1; of maps, or of videos with layers for them.
+
+    Args:
+        in_channels: Channels of the input.
+        middle: What lies between, from `width` to `width` channels.
+        width: Its channels.
+        out_channels: Channels of the output.
+        downsample: See `Residual`.
+        conv: The class of the convolutions.
+        norm: The class of the normalisations.
+    """
 
     def __init__(
-        self, in_channels: int, width: int, out_channels: int, pyramid: dict[str, Any], stride: int, dilation: int
+        self,
+        in_channels: int,
+        middle: nn.Module,
+        width: int,
+        out_channels: int,
+        downsample: nn.Module | None,
+        *,
+        conv: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d,
+        norm: type[nn.Module] = nn.BatchNorm2d,
     ) -> None:
-        super().__init__(shortcut(in_channels, out_channels, stride))
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = PyConv2d(width, width, stride=stride, dilation=dilation, **pyramid)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        super().__init__(downsample)
+        self.conv1 = conv(in_channels, width, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = middle
+        self.bn2 = norm(width)
+        self.conv3 = conv(width, out_channels, 1, bias=False)
+        self.bn3 = norm(out_channels)
 
     @property
     def last_norm(self) -> nn.Module:
@@ -80,6 +98,16 @@ class PyConvBottleneck(Residual):
         x = self.relu(self.bn2(self.conv2(x)))
         out: Tensor = self.bn3(self.conv3(x))
         return out
+
+
+class PyConvBottleneck(Bottleneck):
+    """1x1, a pyramid, 1x1 (PyConv Fig. 4)."""
+
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, pyramid: dict[str, Any], stride: int, dilation: int
+    ) -> None:
+        middle = PyConv2d(width, width, stride=stride, dilation=dilation, **pyramid)
+        super().__init__(in_channels, middle, width, out_channels, shortcut(in_channels, out_channels, stride))
 
 
 class PyConvBasicBlock(Residual):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from hggraph._check import check_ndim, check_positive
-from hggraph.models.pyconv_resnet import BLOCKS, Residual, initialise
+from hggraph.models.pyconv_resnet import BLOCKS, Bottleneck, initialise
 from hggraph.nn import PyConv3d
 
 __all__ = ["ResNet3D", "pyconv_resnet3d"]
@@ -20,34 +22,6 @@ PYRAMIDS: tuple[tuple[tuple[Axes, ...], tuple[int, ...]], ...] = (
     (((3, 3, 3), (3, 5, 5)), (1, 4)),
     (((3, 3, 3),), (1,)),
 )
-
-
-class Bottleneck3D(Residual):
-    """1x1x1, a 3x3x3 or a pyramid, 1x1x1, added to the input or to its shortcut."""
-
-    def __init__(
-        self, in_channels: int, width: int, middle: nn.Module, stride: Axes, *, pooled: bool, first: bool
-    ) -> None:
-        out_channels = 4 * width
-        super().__init__(shortcut(in_channels, out_channels, stride, pooled=pooled) if first else None)
-        self.conv1 = nn.Conv3d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm3d(width)
-        self.conv2 = middle
-        self.bn2 = nn.BatchNorm3d(width)
-        self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm3d(out_channels)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        """The normalisation before the addition."""
-        return self.bn3
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Return the three convolutions' result."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        out: Tensor = self.bn3(self.conv3(x))
-        return out
 
 
 class ResNet3D(nn.Module):
@@ -83,7 +57,9 @@ class ResNet3D(nn.Module):
                 middle: nn.Module = nn.Conv3d(width, width, 3, stride, 1, bias=False)
                 if pyramids:
                     middle = PyConv3d(width, width, *PYRAMIDS[i], stride=stride)
-                blocks.append(Bottleneck3D(before, width, middle, stride, pooled=pyramids, first=number == 0))
+                side = None if number else shortcut(before, 4 * width, stride, pooled=pyramids)
+                layers: dict[str, Any] = {"conv": nn.Conv3d, "norm": nn.BatchNorm3d}
+                blocks.append(Bottleneck(before, middle, width, 4 * width, side, **layers))
                 before = 4 * width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)

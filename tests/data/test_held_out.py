@@ -35,6 +35,12 @@ def test_other_splits_are_the_data_sets_own():
     assert dataset.base.transform is str and dataset.transform is str
 
 
+def test_a_data_set_without_names():
+    names = {split: HeldOut("", split, dataset=Blocks, share=0.25).names for split in ("reduced", "analysis", "val")}
+    assert sorted(names["reduced"] + names["analysis"]) == sorted(f"train {number}" for number in range(12))
+    assert names["val"] == [f"val {number}" for number in range(5)]
+
+
 def test_errors(tmp_path):
     with pytest.raises(ValueError, match=r"`share` must be in \(0, 1\), got 1"):
         HeldOut("", dataset=Named, share=1)

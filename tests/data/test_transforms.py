@@ -17,18 +17,14 @@ from tests.data.samples import PLAIN, blobs, objects, ramp, sides
 
 def test_blur_is_psp_nets():
     """5 x 5 pixels, sigma 1.1: the weights literally, of an impulse far from the border."""
-    sample = {"image": torch.zeros(3, 15, 15)}
-    sample["image"][:, 7, 7] = 1
-    plain = TrainTransform((15, 15), scale=(1, 1), flip=0, blur=0, mean=(0.0,) * 3, std=(1.0,) * 3)(sample)
-    blurred = TrainTransform((15, 15), scale=(1, 1), flip=0, blur=1, mean=(0.0,) * 3, std=(1.0,) * 3)(sample)
+    image, expected = torch.zeros(2, 3, 15, 15)
+    image[:, 7, 7] = 1
+    options = {"scale": (1, 1), "flip": 0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    plain, blurred = (TrainTransform((15, 15), blur=blur, **options)({"image": image})["image"] for blur in (0, 1))
     line = torch.tensor([math.exp(-(d**2) / (2 * 1.1**2)) for d in (-2, -1, 0, 1, 2)])
-    line /= line.sum()
-    expected = torch.zeros(15, 15)
-    expected[5:10, 5:10] = line[:, None] * line
-    assert torch.equal(plain["image"], sample["image"])
-    torch.testing.assert_close(blurred["image"], expected.expand(3, -1, -1), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"`blur` needs crops of at least 3 x 3 pixels, got \(2, 9\)"):
-        TrainTransform((2, 9), blur=0.5)
+    expected[:, 5:10, 5:10] = line[:, None] * line / line.sum() ** 2
+    assert torch.equal(plain, image)
+    torch.testing.assert_close(blurred, expected, rtol=1e-5, atol=1e-6)
 
 
 def inner(mask, away=1):
@@ -357,6 +353,7 @@ def test_repr_can_be_read_back():
         ({"crop": (5, 0)}, "`crop` must be a whole number >= 1, got 0"),
         ({"scale": (2, 0.5)}, r"`scale` must be two numbers above 0, the smaller one first, got \(2, 0.5\)"),
         ({"scale": (0, 1)}, "`scale`"),
+        ({"crop": (2, 9), "blur": 0.5}, r"`blur` needs crops of at least 3 x 3 pixels, got \(2, 9\)"),
         ({"scale": (1, math.inf)}, "`scale`"),
         ({"scale": 1.0}, "`scale`"),
         ({"flip": 1.5}, r"`flip` must be a number in \[0, 1\], got 1.5"),

@@ -17,7 +17,7 @@ from hggraph.engine.hs3_analysis import analyse
 from hggraph.engine.run import run
 from hggraph.metrics import MeanIoU
 from hggraph.models import from_pretrained, hg_resnet
-from hggraph.schemes.hs3 import Grouping, mean_iou, read_groupings, tapped
+from hggraph.schemes.hs3 import Grouping, mean_iou, read_groupings, tapped, write_groupings
 from tests.engine.toys import Blocks
 
 pytest.importorskip("sklearn", reason="groups classes")
@@ -135,6 +135,23 @@ def test_mean_features_are_a_loop_over_classes():
         torch.testing.assert_close(found[number], torch.cat(parts, 1).double().mean(1), rtol=1e-5, atol=1e-6)
 
 
+def test_mean_features_of_regions_are_weighted():
+    """A region counts for each class by the share of its pixels: no class is lost, though none had a majority."""
+    net = tapped(hg_resnet(18, num_classes=3, aux=False, clusterer=SoftSLIC(4)), {"hg": "trunk.hg"}).eval()
+    samples, seen = batches()[:1], []
+    found = analyse(net, samples, 3, features=True).features["tap_hg"]
+    last = net.heads["tap_hg"].layers[-1]
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, :, :, 0].double()))
+    net.training = True
+    with torch.no_grad():
+        dense = net(samples[0]["image"])["tap_hg"].assignment.to_dense()[0].double()  # (P, R)
+    mask = samples[0]["mask"][0, 4::8, 4::8].flatten()
+    inside = dense / dense.sum(0)  # a region's pixels, as pooling weighs them
+    for number in range(3):
+        share = inside[mask == number].sum(0)
+        torch.testing.assert_close(found[number], seen[0] @ share / share.sum(), rtol=1e-4, atol=1e-5)
+
+
 def test_from_one_phase_to_the_next(phase_one, tmp_path):
     """One command each; the second network has as many classes at its taps as the analysis says."""
     result = CliRunner().invoke(app, ["hs3", "analyse", str(phase_one), "--theta", "90"])
@@ -160,6 +177,25 @@ def test_the_picture(phase_one):
     plan = analyse_run(phase_one, method="kmeans", out=phase_one / "by_features")
     assert (phase_one / "by_features/trade_off.png").stat().st_size > 5000
     assert set(plan.groupings) == {"tap_2", "tap_hg"} and plan.curves["tap_2"].sizes == (2, 3)
+
+
+def test_a_constant_ratio(phase_one):
+    plan = analyse_run(phase_one, ratio=0.7, out=phase_one / "by_ratio")
+    assert plan.chosen == {"tap_2": 2, "tap_hg": 2}  # 3 * 0.7, and that * 0.7; never under 2
+    with pytest.raises(ValueError, match="Give `theta` or `ratio`, not both, got 45"):
+        analyse_run(phase_one, theta=45, ratio=0.5)
+
+
+def test_groups_changed_by_hand(phase_one, tmp_path):
+    """A file in place of the groups, and as many classes at the taps, from the command line."""
+    write_groupings(
+        tmp_path / "by_hand.yaml", {"tap_2": Grouping([[0, 2], [1]]), "tap_hg": Grouping.identity(3)}, Blocks.classes
+    )
+    net, criterion = "--model.net.init_args", "--model.criterion.init_args"
+    by_hand = [f"{criterion}.groupings", str(tmp_path / "by_hand.yaml"), f"{net}.tap_classes", '{"2": 2, "hg": 3}']
+    run("fit", ["--config", str(phase_one / "config.yaml"), "--out", str(tmp_path / "run"), *by_hand])
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert len(state["net.heads.tap_2.4.weight"]) == 2
 
 
 def test_taps_are_not_published(phase_one, tmp_path):

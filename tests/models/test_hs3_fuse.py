@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hggraph import SoftSLIC
 from hggraph.models import from_pretrained, hg_hrnet, hs3_fuse, save_pretrained
 from hggraph.models.hs3_fuse import HS3Fuse, ocr_widths
+from tests.models.forms import compiled_and_exported, single_and_folded
 from tests.models.norms import randomise_norms
 
 close = {"rtol": 1e-9, "atol": 1e-9}
@@ -165,38 +166,19 @@ def test_learns():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def folds(net, x):
-    """Images one by one and the folded network give the same logits, in float64."""
-    net, x = randomise_norms(net).double().eval(), x.double()
-    with torch.no_grad():
-        want = torch.cat([net(image[None])["out"] for image in x])
-        torch.testing.assert_close(net(x)["out"], want, **close)
-        folded = net.fold()
-        assert not any("BatchNorm" in type(part).__name__ for part in folded.modules())
-        torch.testing.assert_close(folded(x)["out"], want, **close)
-
-
-def compiles(net, x):
-    """The compiled and the exported network give the same logits, in float64."""
-    net, x = net.double().eval(), x.double()
-    with torch.no_grad():
-        want = net(x)["out"]
-        torch._dynamo.reset()
-        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x)["out"], want, **close)
-        program = torch.export.export(net, (x,)).module()
-        torch.testing.assert_close(program(x)["out"], want, **close)
-
-
 @pytest.mark.parametrize("tap_classes", [None, (2, 3)])
 def test_batch_and_folded(tap_classes):
-    folds(small(tap_classes), torch.randn(2, 3, 40, 56))
+    batch, *others = single_and_folded(small(tap_classes), torch.randn(2, 3, 40, 56)).values()
+    torch.testing.assert_close(others, [batch, batch], **close)
+    folded = small(tap_classes).fold()
+    assert not any("BatchNorm" in type(part).__name__ for part in folded.modules())
 
 
 @slow
 @pytest.mark.parametrize("tap_classes", [None, (2, 3)])
 def test_compiled_and_exported(tap_classes):
-    compiles(small(tap_classes), torch.randn(2, 3, 40, 56))
+    eager, *others = compiled_and_exported(small(tap_classes), torch.randn(2, 3, 40, 56)).values()
+    torch.testing.assert_close(others, [eager, eager], **close)
 
 
 def test_autocast():
@@ -249,8 +231,9 @@ def test_backbones(backbone):
 @slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_backbones_folded_compiled_and_exported(backbone):
-    folds(tiny(backbone), torch.randn(2, 3, 64, 64))
-    compiles(tiny(backbone), torch.randn(2, 3, 64, 64))
+    for forms in (single_and_folded, compiled_and_exported):
+        want, *others = forms(tiny(backbone), torch.randn(2, 3, 64, 64)).values()
+        torch.testing.assert_close(others, [want, want], **close)
 
 
 @slow

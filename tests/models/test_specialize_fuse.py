@@ -10,6 +10,7 @@ from hggraph.models import count, from_pretrained, hg_hrnet, save_pretrained, sp
 from hggraph.models.resnet_decoder import HRNetFusion, ResNetDecoder
 from hggraph.models.specialize_fuse import SpecializeFuse
 from hggraph.schemes.specialize import RULES, SpecializeLoss, fuse
+from tests.models.forms import compiled_and_exported, single_and_folded
 from tests.models.norms import randomise_norms
 
 close = {"rtol": 1e-9, "atol": 1e-9}
@@ -155,36 +156,34 @@ def test_autocast():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def agrees(net, x):
-    """Images one by one, the folded, the compiled and the exported network give the same logits, in float64."""
-    net, x = randomise_norms(net).double().eval(), x.double()
-    with torch.no_grad():
-        want = torch.cat([net(image[None])["out"] for image in x])
-        torch.testing.assert_close(net(x)["out"], want, **close)
-        folded = net.fold()
-        assert not any("BatchNorm" in type(part).__name__ for part in folded.modules())
-        assert not any(p.requires_grad for p in folded.parameters())
-        torch.testing.assert_close(folded(x)["out"], want, **close)
-        torch._dynamo.reset()
-        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x)["out"], want, **close)
-        program = torch.export.export(net, (x,)).module()
-        torch.testing.assert_close(program(x)["out"], want, **close)
+FORMS = [single_and_folded, compiled_and_exported]
 
 
-def test_batch_folded_compiled_and_exported():
-    agrees(small(levels=2), torch.randn(2, 3, 40, 56))
+@pytest.mark.parametrize("forms", FORMS)
+def test_batch_folded_compiled_and_exported(forms):
+    want, *others = forms(small(levels=2), torch.randn(2, 3, 40, 56)).values()
+    torch.testing.assert_close(others, [want, want], **close)
+
+
+def test_folded_has_no_normalisation_and_does_not_learn():
+    folded = small(levels=2).fold()
+    assert not any("BatchNorm" in type(part).__name__ for part in folded.modules())
+    assert not any(p.requires_grad for p in folded.parameters())
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("forms", FORMS)
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_contexts_folded_compiled_and_exported(context):
-    agrees(small(context), torch.randn(2, 3, 40, 56))
+def test_contexts_folded_compiled_and_exported(context, forms):
+    want, *others = forms(small(context), torch.randn(2, 3, 40, 56)).values()
+    torch.testing.assert_close(others, [want, want], **close)
 
 
 @pytest.mark.slow
-def test_with_decoder_folded_compiled_and_exported():
-    agrees(with_decoder(), torch.randn(2, 3, 40, 56))
+@pytest.mark.parametrize("forms", FORMS)
+def test_with_decoder_folded_compiled_and_exported(forms):
+    want, *others = forms(with_decoder(), torch.randn(2, 3, 40, 56)).values()
+    torch.testing.assert_close(others, [want, want], **close)
 
 
 def test_folded_does_less():
@@ -283,9 +282,11 @@ def test_backbones(backbone):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("forms", FORMS)
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbones_folded_compiled_and_exported(backbone):
-    agrees(tiny(backbone), torch.randn(2, 3, 64, 64))
+def test_backbones_folded_compiled_and_exported(backbone, forms):
+    want, *others = forms(tiny(backbone), torch.randn(2, 3, 64, 64)).values()
+    torch.testing.assert_close(others, [want, want], **close)
 
 
 def test_published_and_loaded_again(tmp_path):

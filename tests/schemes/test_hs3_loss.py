@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hggraph import Assignment, SoftSLIC
 from hggraph.nn import CrossEntropy
-from hggraph.schemes.hs3 import Grouping, HS3Loss, majority_labels
+from hggraph.schemes.hs3 import Grouping, HS3Loss, majority_labels, write_groupings
 from hggraph.schemes.hs3.region_tap import RegionLogits, region_loss
 
 GROUPS = [[0, 3], [1], [2]]
@@ -34,6 +34,20 @@ def test_without_groupings_it_is_deep_supervision():
     parts = HS3Loss({"out": CrossEntropy()})(outputs, {"out": target})
     expected = F.cross_entropy(outputs["tap_2"], target, ignore_index=255)
     torch.testing.assert_close(parts["tap_2"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_groupings_of_a_file(tmp_path):
+    outputs, target = outputs_and_target()
+    write_groupings(tmp_path / "by_hand.yaml", {"tap_2": Grouping(GROUPS)}, ["a", "b", "c", "d"])
+    from_file = HS3Loss(CrossEntropy(), str(tmp_path / "by_hand.yaml"))
+    assert from_file(outputs, target)["loss"] == HS3Loss(CrossEntropy(), {"tap_2": GROUPS})(outputs, target)["loss"]
+    with pytest.raises(FileNotFoundError):
+        HS3Loss(CrossEntropy(), str(tmp_path / "nothing.yaml"))
+
+
+def test_tables_move_and_stay_out_of_checkpoints():
+    loss = HS3Loss(CrossEntropy(), {"tap_2": GROUPS}).to("meta")
+    assert loss.get_buffer("table_of_tap_2").is_meta and not loss.state_dict()
 
 
 def test_another_loss_for_taps():

@@ -13,7 +13,7 @@ from torch import Tensor
 from hggraph._check import check_ndim
 from hggraph._files import write_atomically
 
-__all__ = ["Grouping", "read_groupings", "write_groupings"]
+__all__ = ["Grouping", "merge_labels", "read_groupings", "write_groupings"]
 
 
 class Grouping:
@@ -80,17 +80,7 @@ class Grouping:
         Raises:
             ValueError: if a label lies outside (looked at on the CPU alone).
         """
-        labels = target.long()
-        counted = labels != ignore_index
-        if target.device.type == "cpu" and not torch.compiler.is_compiling():
-            wrong = counted & ((labels < 0) | (labels >= self.num_classes))
-            if wrong.any():
-                raise ValueError(
-                    f"`target` must have labels in [0, {self.num_classes}) or {ignore_index}, got "
-                    f"{labels[wrong].unique().tolist()[:5]}: the grouping was made for {self.num_classes} classes."
-                )
-        table = self.table.to(target.device)
-        return torch.where(counted, table[torch.where(counted, labels, 0)], ignore_index)
+        return merge_labels(target, self.table.to(target.device), ignore_index)
 
     def merge_confusion(self, confusion: Tensor) -> Tensor:
         """Return the confusion matrix ``(n, n)`` of the groups from that of the classes ``(K, K)``."""
@@ -124,6 +114,20 @@ class Grouping:
 
     def __repr__(self) -> str:
         return f"Grouping({[list(group) for group in self.groups]})"
+
+
+def merge_labels(target: Tensor, table: Tensor, ignore_index: int = 255) -> Tensor:
+    """Return what `Grouping.merge_labels` does, with its table ``(K,)`` on the target's device."""
+    labels = target.long()
+    counted = labels != ignore_index
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = counted & ((labels < 0) | (labels >= len(table)))
+        if wrong.any():
+            raise ValueError(
+                f"`target` must have labels in [0, {len(table)}) or {ignore_index}, got "
+                f"{labels[wrong].unique().tolist()[:5]}: the grouping was made for {len(table)} classes."
+            )
+    return torch.where(counted, table[torch.where(counted, labels, 0)], ignore_index)
 
 
 def write_groupings(path: str | Path, groupings: Mapping[str, Grouping], class_names: Sequence[str]) -> None:

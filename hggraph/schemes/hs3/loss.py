@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hggraph.nn import CrossEntropy, OutputLoss
 from hggraph.nn.output_loss import AUX_WEIGHT
-from hggraph.schemes.hs3.grouping import Grouping
+from hggraph.schemes.hs3.grouping import Grouping, merge_labels, read_groupings
 from hggraph.schemes.hs3.region_tap import RegionLogits, region_loss
 
 __all__ = ["HS3Loss"]
@@ -26,15 +26,17 @@ class HS3Loss(OutputLoss):
 
     Args:
         losses: As `OutputLoss` takes them, for the network's own outputs.
-        groupings: Groups of classes by the names of the taps, ``{"tap_2": [[0, 3], [1], [2]]}``. A tap that is not
-            named has all classes: deep supervision.
+        groupings: Groups of classes by the names of the taps, ``{"tap_2": [[0, 3], [1], [2]]}``, or the path of a file
+            that `write_groupings` wrote or somebody by hand. A tap that is not named has all classes: deep supervision.
         tap_loss: Called as ``loss(logits, labels)`` for taps on pixels; `CrossEntropy` when None.
         weights: As `OutputLoss` takes them, the :math:`\gamma_i` by the taps' names among them. None: 0.4 for taps and
             auxiliary outputs.
         ignore_index: The label that does not count.
 
     Raises:
-        ValueError: as `Grouping` and `OutputLoss`; in a call, if a tap has not as many classes as its grouping.
+        ValueError: as `Grouping`, `read_groupings` and `OutputLoss`; in a call, if a tap has not as many classes as its
+            grouping.
+        FileNotFoundError: if there is no such file.
 
     Example:
         >>> import torch
@@ -48,13 +50,18 @@ class HS3Loss(OutputLoss):
     def __init__(
         self,
         losses: nn.Module | dict[str, nn.Module],
-        groupings: dict[str, list[list[int]]] | None = None,
+        groupings: dict[str, list[list[int]]] | str | None = None,
         tap_loss: nn.Module | None = None,
         weights: dict[str, float] | None = None,
         ignore_index: int = 255,
     ) -> None:
         super().__init__(losses, weights)
-        self.groupings = {name: Grouping(groups) for name, groups in (groupings or {}).items()}
+        if isinstance(groupings, str):
+            self.groupings = read_groupings(groupings)
+        else:
+            self.groupings = {name: Grouping(groups) for name, groups in (groupings or {}).items()}
+        for name, grouping in self.groupings.items():  # tables move with the module, and stay out of checkpoints
+            self.register_buffer(f"table_of_{name}", grouping.table, persistent=False)
         self.losses["tap"] = CrossEntropy(ignore_index) if tap_loss is None else tap_loss
         self.ignore_index = ignore_index
 
@@ -86,7 +93,7 @@ class HS3Loss(OutputLoss):
                 f"The tap {name!r} has {logits.shape[1]} classes and its grouping {len(grouping)}; make the network "
                 f"with as many: tap_classes={{{name.removeprefix('tap_')!r}: {len(grouping)}}}."
             )
-        return grouping.merge_labels(target, self.ignore_index)
+        return merge_labels(target, self.get_buffer(f"table_of_{name}"), self.ignore_index)
 
     def _weight(self, name: str) -> float:
         if name.startswith("tap_") and (self.weights is None or name not in self.weights):

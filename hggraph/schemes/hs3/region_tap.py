@@ -11,7 +11,7 @@ from torch import Tensor
 from hggraph.graph import Assignment
 from hggraph.nn._target import mean_or_zero
 
-__all__ = ["RegionLogits", "majority_labels", "region_loss"]
+__all__ = ["RegionLogits", "class_shares", "majority_labels", "region_loss"]
 
 
 class RegionLogits(NamedTuple):
@@ -57,6 +57,22 @@ def majority_labels(
         >>> labels.tolist(), [[round(value, 2) for value in row] for row in purity.tolist()]
         ([[2, 255]], [[0.67, 0.0]])
     """
+    shares = class_shares(target, assignment, num_classes, size=size, ignore_index=ignore_index)
+    total, (most, winner) = shares.sum(2), shares.max(2)
+    some = total > 1e-6
+    purity = torch.where(some, most / torch.where(some, total, 1), 0)
+    return torch.where(some, winner, ignore_index), purity
+
+
+def class_shares(
+    target: Tensor,
+    assignment: Assignment,
+    num_classes: int,
+    *,
+    size: tuple[int, int] | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Return the share of each region's pixels that each class has, ``(B, R, K)``; see `majority_labels`."""
     height, width = target.shape[1:]
     full = (height, width) if size is None else size
     if full[0] < height or full[1] < width:
@@ -66,11 +82,7 @@ def majority_labels(
         labels = F.interpolate(labels[:, None].float(), assignment.size, mode="nearest-exact")[:, 0].long()
         counted = labels != ignore_index
         planes = F.one_hot(torch.where(counted, labels, num_classes), num_classes + 1)[..., :num_classes]
-        shares = assignment.pool(planes.permute(0, 3, 1, 2).to(assignment.area.dtype))  # (B, R, K)
-        total, (most, winner) = shares.sum(2), shares.max(2)
-        some = total > 1e-6
-        purity = torch.where(some, most / torch.where(some, total, 1), 0)
-        return torch.where(some, winner, ignore_index), purity
+        return assignment.pool(planes.permute(0, 3, 1, 2).to(assignment.area.dtype))
 
 
 def region_loss(found: RegionLogits, target: Tensor, *, ignore_index: int = 255) -> Tensor:

@@ -89,17 +89,18 @@ class TappedNetwork(SegmentationNetwork):
     def _recording(self) -> Iterator[dict[str, Any]]:
         """Fill a dict with what the taps see: maps ``(B, C, h, w)``, or regions ``(B, C, R)`` and their assignment."""
         found: dict[str, Any] = {}
-        modules, handles = dict(self.net.named_modules()), []
+        handles = []
         for name, path in self.taps.items():
-            stage = _stage_around(modules, path)
+            module, stage = self.net.get_submodule(path), _stage_around(self.net, path)
             if stage is None:
-                handles.append(modules[path].register_forward_hook(_keep_map(found, name)))
+                handles.append(module.register_forward_hook(_keep_map(found, name)))
                 continue
             handles.append(stage.clusterer.register_forward_hook(_keep(found, f"{name}.assignment")))
-            if modules[path] is stage:  # what enters it: the regions before its first block
+            whole = module is stage
+            if whole:  # what enters it: the regions before its first block
                 handles.append(stage.blocks[0].register_forward_pre_hook(_keep_input(found, name)))
             else:
-                handles.append(modules[path].register_forward_hook(_keep_regions(found, name)))
+                handles.append(module.register_forward_hook(_keep_regions(found, name)))
         try:
             yield found
         finally:
@@ -148,10 +149,10 @@ def tapped(net: nn.Module, taps: dict[str, str], tap_classes: dict[str, int] | N
     return TappedNetwork(net, taps, dict.fromkeys(taps, net.num_classes) if tap_classes is None else tap_classes)
 
 
-def _stage_around(modules: Mapping[str, nn.Module], path: str) -> Any:
+def _stage_around(net: nn.Module, path: str) -> Any:
     """Return the HG stage that a module is or lies in, or None."""
     parts = path.split(".")
-    around = (modules[".".join(parts[:length])] for length in range(len(parts), 0, -1))
+    around = (net.get_submodule(".".join(parts[:length])) for length in range(len(parts), 0, -1))
     return next((module for module in around if isinstance(module, HGStage)), None)
 
 
