@@ -11,8 +11,6 @@ from hggraph.kernels._launch import block, cdiv, launch, precision
 from hggraph.kernels._matmul import matmul
 from hggraph.kernels._tile import contract, dot, load_tile, store_tile
 
-EXCLUDED = tl.constexpr(-1e30)  # logit of a pair that is left out: finite, so that a row of them makes no NaN
-
 
 @triton.jit
 def distance_tile(
@@ -32,17 +30,6 @@ def distance_tile(
         pixel_norm += tl.sum(x.to(tl.float32) * x.to(tl.float32), 0)
     # rounding can make the expanded square slightly negative
     return tl.minimum(2 * product - centre_norm[:, None] - pixel_norm[None, :], 0.0)
-
-
-@triton.jit
-def considered(p_index, o_r, o_p, s_it, s_ip, entries, pixels, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Mark the pairs (r, p) for which r is one of p's candidates."""
-    found = tl.zeros((BLOCK_R, BLOCK_P), dtype=tl.int1)
-    for _ in range(0, entries):
-        index = tl.load(p_index + o_p.to(tl.int64) * s_ip, mask=o_p < pixels, other=-1)
-        found = found | (index[None, :] == o_r[:, None])
-        p_index += s_it
-    return found
 
 
 @triton.jit

@@ -12,16 +12,18 @@ def _inverse(mass: Tensor) -> Tensor:
     return torch.where(mass > 0, mass.reciprocal(), 0)[..., None]  # 0 keeps an empty region out of the gradients
 
 
-def region_pool(x: Tensor, assignment: Tensor) -> Tensor:
-    """Compute `hggraph.ops.region_pool` in Triton; the arguments are the operator's."""
+def region_pool(x: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `hggraph.ops.region_pool` over all regions in Triton: the means and the masses."""
     total, mass = matmul(assignment, x.mT, dtype=torch.float32, row_sum=True)
-    return total.mul_(_inverse(mass)).to(x.dtype)
+    return total.mul_(_inverse(mass)).to(x.dtype), mass
 
 
-def region_pool_backward(grad: Tensor, x: Tensor, assignment: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of `hggraph.ops.region_pool` in Triton; the arguments are the operator's."""
-    scaled = grad.float() * _inverse(assignment.sum(2, dtype=torch.float32))
+def region_pool_backward(
+    grad: Tensor, grad_mass: Tensor, x: Tensor, assignment: Tensor, out: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of `hggraph.ops.region_pool` over all regions in Triton."""
+    scaled = grad.float() * _inverse(mass)
     grad_x, _ = matmul(scaled.mT, assignment, dtype=x.dtype)
-    shift = (scaled * out).sum(2)
+    shift = (scaled * out).sum(2).sub_(grad_mass)
     grad_assignment, _ = matmul(scaled, x, dtype=assignment.dtype, row_shift=shift)
     return grad_x, grad_assignment

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_features
+from hggraph.cluster._blur import blur
 
-__all__ = ["photo_features", "rgb_to_lab"]
+__all__ = ["POSITION_SCALE", "photo_colors", "photo_features", "rgb_to_lab"]
 
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
 _COLOR_SCALE = 0.26  # SSN
-_POSITION_SCALE = 2.5  # SSN at test time: 2.5 regions' spacings per unit
+POSITION_SCALE = 2.5  # SSN at test time: 2.5 regions' spacings per unit
+_ROUNDING = 1e-3  # what resizing may leave outside [0, 1]
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
@@ -49,6 +51,36 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     return (x.log() * exponent).exp()
 
 
+def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
+    """Return the colours by which a photo is clustered: 0.26 Lab, blurred before.
+
+    Args:
+        image: Colours in [0, 1], shape ``(B, 3, H, W)``, or grey values, ``(B, 1, H, W)``, floating point.
+        smooth: Deviation of a Gaussian blur, in pixels.
+
+    Returns:
+        Shape ``(B, 3, H, W)``. Differentiable.
+
+    Raises:
+        ValueError: if there are neither 1 nor 3 channels, or values are not in [0, 1] (checked on a CPU).
+
+    Example:
+        >>> photo_colors(torch.rand(1, 1, 8, 8), 1.0).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    check_features("image", image)
+    if image.shape[1] not in (1, 3):
+        raise ValueError(f"`image` must have 3 channels (or 1, grey), got shape {tuple(image.shape)}.")
+    if image.device.type == "cpu" and not torch.compiler.is_compiling() and image.numel():
+        low, high = (float(value) for value in torch.aminmax(image.detach()))
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also false for NaN
+            raise ValueError(
+                f"`image` must be a photo with finite values in [0, 1], got values from {low:g} to {high:g}. Divide "
+                'bytes by 255; for other maps take feature_scale="auto".'
+            )
+    return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * _COLOR_SCALE
+
+
 def photo_features(image: Tensor, num_regions: int) -> Tensor:
     """Return the points in which a photo is clustered: 0.26 Lab and (y, x) over 0.4 of the regions' spacing.
 
@@ -63,19 +95,20 @@ def photo_features(image: Tensor, num_regions: int) -> Tensor:
         Shape ``(B, 5, H, W)``: scaled L, a, b, y, x.
 
     Raises:
-        ValueError: if there are neither 1 nor 3 channels.
+        ValueError: if there are neither 1 nor 3 channels, or values are not in [0, 1] (checked on a CPU).
 
     Example:
         >>> photo_features(torch.rand(1, 3, 8, 8), 4).shape
         torch.Size([1, 5, 8, 8])
     """
-    check_features("image", image)
-    if image.shape[1] not in (1, 3):
-        raise ValueError(f"`image` must have 3 channels (or 1, grey), got shape {tuple(image.shape)}.")
-    batch, _, height, width = image.shape
-    lab = rgb_to_lab(image.expand(-1, 3, -1, -1)) * _COLOR_SCALE
-    scale = _POSITION_SCALE * (num_regions / (height * width)) ** 0.5
-    y = torch.arange(height, dtype=image.dtype, device=image.device)[:, None] * scale
-    x = torch.arange(width, dtype=image.dtype, device=image.device)[None, :] * scale
+    return with_position(photo_colors(image), num_regions)
+
+
+def with_position(colors: Tensor, num_regions: int) -> Tensor:
+    """Append (y, x) over 0.4 of the regions' spacing to a map ``(B, C, H, W)``."""
+    batch, _, height, width = colors.shape
+    scale = POSITION_SCALE * (num_regions / (height * width)) ** 0.5
+    y = torch.arange(height, dtype=colors.dtype, device=colors.device)[:, None] * scale
+    x = torch.arange(width, dtype=colors.dtype, device=colors.device)[None, :] * scale
     position = torch.stack([y.expand(height, width), x.expand(height, width)])
-    return torch.cat([lab, position.expand(batch, -1, -1, -1)], 1)
+    return torch.cat([colors, position.expand(batch, -1, -1, -1)], 1)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+from torch_geometric.data.data import BaseData
 from torch_geometric.transforms import BaseTransform
 
+from hggraph import ops
 from hggraph._check import check_features, check_finite
 from hggraph.cluster.clusterer import SoftSLIC
+from hggraph.cluster.soft_slic import positions_of
 from hggraph.graph import Assignment
 from hggraph.ops._distance import compute_dtype
 from hggraph.stencil import Stencil
@@ -20,23 +24,28 @@ __all__ = ["ToRegionGraph", "region_graph"]
 
 
 def region_graph(
-    x: Tensor,
+    x: Any,
     assignment: Assignment | None = None,
     *,
+    num_regions: int | None = None,
     clusterer: Callable[..., Assignment] | None = None,
     attention: Tensor | None = None,
     stencil: Stencil | None = None,
-) -> Batch:
+    return_assignment: bool = False,
+) -> Batch | tuple[Batch, Assignment]:
     """Turn images or feature maps into graphs of regions.
 
     Args:
-        x: Map, shape ``(B, C, H, W)``, floating point and finite, B >= 1. With 1 or 3 channels and neither of
-            the next two arguments it is taken as photos with values in [0, 1].
+        x: A map, shape ``(B, C, H, W)`` or ``(C, H, W)``, floating point and finite, B >= 1; or one photo: a
+            `PIL.Image.Image`, or bytes, a NumPy array ``(H, W, 3)`` or ``(H, W)`` of uint8. A map of 1 or 3 channels
+            without `assignment` and `clusterer` is taken as photos with values in [0, 1].
         assignment: An assignment of these maps; None clusters.
-        clusterer: What clusters, for example a `SoftSLIC`. None: for photos ``SoftSLIC(feature_scale="photo",
-            candidates=6)``, for other maps ``SoftSLIC()``, both in eval mode.
+        num_regions: Regions of each image; None: one for 64 pixels.
+        clusterer: What clusters, for example a `SoftSLIC`, in place of `num_regions`. None: for photos
+            ``SoftSLIC(feature_scale="photo")``, for other maps ``SoftSLIC()``, both in eval mode.
         attention: Attention in [0, 1], shape ``(B, H, W)``: draws centres to where it is high (Eq. 11).
         stencil: Directions; ``Stencil.square(3)`` when None.
+        return_assignment: Return the assignment too.
 
     Returns:
         A PyG `Batch` of B graphs with, for each, R nodes: ``x`` (R, C) mean features, ``pos`` (R, 2) mean (y, x)
@@ -46,29 +55,32 @@ def region_graph(
         `x`; synchronises a GPU.
 
     Raises:
-        ValueError: if there are fewer pixels than regions, the map is empty or not finite, sizes differ, or
-            attention lies outside [0, 1].
-        TypeError: if `x` holds integers.
+        ValueError: if there are fewer pixels than regions, the map is empty or not finite, a photo's values are not in
+            [0, 1], sizes differ, or attention lies outside [0, 1].
+        TypeError: if `x` is a tensor of integers, or none of the above.
 
     Example:
-        >>> graph = region_graph(torch.rand(1, 3, 32, 32), clusterer=SoftSLIC(num_regions=8).eval())
+        >>> graph = region_graph(torch.rand(1, 3, 32, 32), num_regions=8)
         >>> graph.num_nodes, graph.x.shape
         (8, torch.Size([8, 3]))
     """
-    check_features("x", x)
-    if x.shape[0] == 0:
-        raise ValueError(f"`x` must have at least one image, got shape {tuple(x.shape)}.")
+    x = as_map(x)
     if assignment is None:
-        clusterer = _default_clusterer(x.shape[1]) if clusterer is None else clusterer
+        if clusterer is None:
+            scale = "photo" if x.shape[1] in (1, 3) else "auto"
+            clusterer = SoftSLIC(num_regions=num_regions, feature_scale=scale).eval()
+        elif num_regions is not None:
+            raise ValueError("`clusterer` says how many regions there are; leave `num_regions` out.")
         assignment = clusterer(x) if attention is None else clusterer(x, attention)
-    elif clusterer is not None or attention is not None:
-        raise ValueError("`clusterer` and `attention` choose an assignment; leave them out when `assignment` is given.")
+    elif clusterer is not None or attention is not None or num_regions is not None:
+        raise ValueError(
+            "`clusterer`, `num_regions` and `attention` choose an assignment; leave them out when there is one."
+        )
     else:
         check_finite("x", x)  # clustering looks at it otherwise
     stencil = Stencil.square(3) if stencil is None else stencil
-    nodes, pos = _pool_with_positions(assignment, x)
-    area = assignment.area
-    edge_index, edge_type, edge_weight = assignment.adjacency(stencil).to_edges()
+    nodes, pos, area = _nodes(assignment, x)
+    edge_index, edge_type, edge_weight = assignment.edges(stencil).to_edges()
 
     graphs, regions = [], assignment.num_regions
     # edges are sorted by target, so each image's edges are one piece
@@ -86,23 +98,23 @@ def region_graph(
                 edge_attr=_pseudo_coordinates(pos[image], edges),
             )
         )
-    return Batch.from_data_list(graphs)
+    batch = Batch.from_data_list(graphs)
+    return (batch, assignment) if return_assignment else batch
 
 
 class ToRegionGraph(BaseTransform):
     """Turn the image of a data object into its region graph, as a PyG transform.
 
-    Takes a `Data` whose `key` holds an image ``(C, H, W)`` or ``(1, C, H, W)`` with values in [0, 1] and returns
-    it as `region_graph` makes it, with all other attributes (``y``, for example) kept; or takes the image tensor
-    alone.
+    Takes a `Data` whose `key` holds one image, in any of the forms that `region_graph` takes, and returns its graph
+    with all other attributes (``y``, for example) kept; or takes the image alone.
 
     Args:
         num_regions: Regions per image; None uses `downsample`.
         downsample: Pixels per region.
-        candidates: Nearest centres that a pixel considers; None considers all.
-        clusterer: What clusters, in place of the three above.
+        clusterer: What clusters, in place of the two above.
         stencil: Directions; ``Stencil.square(3)`` when None.
         key: Attribute that holds the image; it is removed.
+        return_assignment: Return the assignment too, as a pair with the graph.
 
     Example:
         >>> ToRegionGraph(num_regions=8)(torch.rand(3, 32, 32)).num_nodes
@@ -114,60 +126,77 @@ class ToRegionGraph(BaseTransform):
         num_regions: int | None = None,
         *,
         downsample: float = 64,
-        candidates: int | None = 6,
         clusterer: Callable[..., Assignment] | None = None,
         stencil: Stencil | None = None,
         key: str = "image",
+        return_assignment: bool = False,
     ) -> None:
         if clusterer is None:
-            clusterer = SoftSLIC(
-                downsample, num_regions=num_regions, candidates=candidates, feature_scale="photo"
-            ).eval()
+            clusterer = SoftSLIC(downsample, num_regions=num_regions, feature_scale="photo").eval()
         self.clusterer = clusterer
         self.stencil = Stencil.square(3) if stencil is None else stencil
         self.key = key
+        self.return_assignment = return_assignment
 
-    def forward(self, data: Any) -> Data:
+    def forward(self, data: Any) -> Data | tuple[Data, Assignment]:
         """Return the region graph of the image in `data`, or of the image `data`."""
-        if not isinstance(data, Tensor) and self.key not in data:
+        holds = isinstance(data, BaseData)
+        if holds and self.key not in data:
             raise ValueError(f"`data` must hold an image as {self.key!r} (see `key`), got {data}.")
-        image = data if isinstance(data, Tensor) else data[self.key]
-        image = image if image.dim() == 4 else image.unsqueeze(0)
+        image = as_map(data[self.key] if holds else data)
         if image.shape[0] != 1:
             raise ValueError(f"A transform takes one image, got {image.shape[0]}; use `region_graph` for batches.")
-        graph = region_graph(image, clusterer=self.clusterer, stencil=self.stencil)[0]
-        if not isinstance(data, Tensor):
+        batch, assignment = region_graph(image, clusterer=self.clusterer, stencil=self.stencil, return_assignment=True)
+        graph = batch[0]
+        if holds:
             for key, value in data.items():
                 if key != self.key and key not in graph:
                     graph[key] = value
-        return graph
+        return (graph, assignment) if self.return_assignment else graph
 
     def __repr__(self) -> str:
         """Show the clusterer."""
         return f"{type(self).__name__}({self.clusterer})"
 
 
-def _default_clusterer(channels: int) -> SoftSLIC:
-    if channels in (1, 3):
-        return SoftSLIC(feature_scale="photo", candidates=6).eval()
-    return SoftSLIC().eval()
+def as_map(x: Any) -> Tensor:
+    """Return a photo of any form as a map ``(B, C, H, W)``, bytes as numbers in [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> as_map(np.full((2, 4, 3), 255, dtype=np.uint8)).shape
+        torch.Size([1, 3, 2, 4])
+    """
+    if not isinstance(x, Tensor):
+        mode = getattr(x, "mode", None)
+        if mode is not None and hasattr(x, "convert"):  # an image of PIL
+            x = np.asarray(x if mode in ("L", "RGB") else x.convert("RGB"))
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"`x` must be a tensor, a PIL image or a NumPy array, got {type(x).__name__}.")
+        if x.dtype != np.uint8 or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] not in (1, 3)):
+            raise ValueError(
+                f"A NumPy array must be a photo of bytes, (H, W, 3) or (H, W) of uint8, got {x.dtype} {x.shape}. Give "
+                "other maps as a tensor (B, C, H, W)."
+            )
+        x = x[:, :, None] if x.ndim == 2 else x
+        x = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1))).float().div_(255)
+    x = x.unsqueeze(0) if x.dim() == 3 else x
+    check_features("x", x)
+    if x.shape[0] == 0:
+        raise ValueError(f"`x` must have at least one image, got shape {tuple(x.shape)}.")
+    return x
 
 
-def _pool_with_positions(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean features ``(B, R, C)`` and mean positions ``(B, R, 2)``, in one pass where that is exact."""
-    positions = _positions(x).expand(x.shape[0], -1, -1, -1)
-    known = assignment.known_centers is not None and x is assignment.known_centers[0]
-    if known or positions.dtype != x.dtype:
-        return assignment.pool(x), assignment.pool(positions)
-    nodes, pos = assignment.pool(torch.cat([x, positions], 1)).split([x.shape[1], 2], 2)
-    return nodes, pos
-
-
-def _positions(x: Tensor) -> Tensor:
-    """Return the map of (y, x), shape ``(1, 2, H, W)``, in pixels, not in a half, which rounds them."""
-    y = torch.arange(x.shape[2], dtype=compute_dtype(x), device=x.device)
-    column = torch.arange(x.shape[3], dtype=compute_dtype(x), device=x.device)
-    return torch.stack(torch.meshgrid(y, column, indexing="ij"))[None]
+def _nodes(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean features ``(B, R, C)``, mean positions ``(B, R, 2)`` and areas ``(B, R)`` in one pass."""
+    dtype = compute_dtype(x)  # positions are not whole numbers in a half
+    places = positions_of(assignment.size, x.new_empty(0, dtype=dtype)).expand(len(x), -1, -1)
+    pixels = torch.cat([x.flatten(2).to(dtype), places], 1)
+    pooled, area = ops.region_pool(
+        pixels, assignment.weight, assignment.index, assignment.num_regions, return_mass=True
+    )
+    pooled = assignment.fill_empty(pooled, area, pixels)
+    return pooled[..., :-2].to(x.dtype), pooled[..., -2:], area
 
 
 def _pseudo_coordinates(pos: Tensor, edge_index: Tensor) -> Tensor:

@@ -1,15 +1,26 @@
-"""Sampling of cluster centres by importance, HG-Conv Sec. 4.1 and appendix C, after PointRend."""
+"""Where regions start: centres sampled by importance (HG-Conv Sec. 4.1 and appendix C), on a grid, or by density."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph._check import check_ndim, check_positive
+from hggraph.cluster._blur import blur
+from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
-__all__ = ["METHODS", "sample_centers", "sample_with_noise"]
+__all__ = ["METHODS", "grid_of", "grid_size", "sample_centers", "sample_with_noise"]
 
-METHODS = ("topk_random", "importance", "random")
+METHODS = ("topk_random", "importance", "random", "grid", "density")
+_CELLS = 5  # density is sampled this often per spacing of regions
+_BLUR = 0.5  # deviation of the blur of importance, in spacings
+_EXPONENT = 0.5  # of importance: regions of equal error where it is the size of a gradient
+_FLOOR = 0.3  # least density, in means: flat parts keep their regions
+_STEPS = 3  # of Lloyd's algorithm
+_ROOM = 4.0  # pixels of spacing under which a grid is left as it is
 
 
 def sample_centers(
@@ -23,21 +34,25 @@ def sample_centers(
 ) -> Tensor:
     """Sample the pixels where regions start, more of them where importance is high (HG-Conv Sec. 4.1).
 
-    ``"topk_random"``: of ``oversample * R`` random pixels the ``beta * R`` most important, filled up with random
-    others. ``"importance"``: drawn without replacement, with probabilities proportional to importance.
-    ``"random"``: drawn uniformly.
+    - ``"topk_random"``: of ``oversample * R`` random pixels the ``beta * R`` most important, filled up with random
+      others.
+    - ``"importance"``: drawn without replacement, with probabilities proportional to importance.
+    - ``"random"``: drawn uniformly.
+    - ``"grid"``: in even rows of even numbers, whatever the importance; without randomness.
+    - ``"density"``: that grid moved by Lloyd's algorithm on importance blurred at the scale of a region (a weighted
+      centroidal Voronoi partition): even where nothing happens, closer where much does; without randomness.
 
     Args:
-        importance: Importance map, not negative, shape ``(B, H, W)``, floating point.
+        importance: Importance map, not negative, finite (checked on the CPU), shape ``(B, H, W)``, floating point.
         num_regions: R, at least 1 and at most H * W.
-        method: One of the three above.
+        method: One of the five above.
         oversample: Candidates per region for ``"topk_random"``, at least 1.
         beta: Share of important centres for ``"topk_random"``, in [0, 1].
         generator: Source of randomness, on the device of `importance`; the global one when None.
 
     Returns:
-        Flat pixel indices ``y * W + x``, shape ``(B, R)``, long, without duplicates, in ascending order. Not
-        differentiable. No host synchronisation.
+        Flat pixel indices ``y * W + x``, shape ``(B, R)``, long, without duplicates; ascending for the random methods,
+        in the order of the grid for the others. Not differentiable. No host synchronisation.
 
     Raises:
         ValueError: if an argument is out of range, or there are fewer pixels than regions.
@@ -53,13 +68,24 @@ def sample_centers(
 
 
 def sample_with_noise(
-    importance: Tensor, noise: Tensor, num_regions: int, method: str, oversample: int, beta: float
+    importance: Tensor, noise: Tensor | None, num_regions: int, method: str, oversample: int, beta: float
 ) -> Tensor:
-    """Sample centres as `sample_centers` does, from given noise in [0, 1) of shape ``(B, P)`` or ``(1, P)``."""
+    """Sample centres as `sample_centers` does, from noise in [0, 1), ``(B, P)`` or ``(1, P)``, where it is random."""
     check_sampling(method, oversample, beta)
     batch, height, width = importance.shape
     check_num_regions(num_regions, height, width)
-    weight, noise = importance.detach().float().flatten(1), noise.expand(batch, -1)
+    if method == "grid":
+        grid = grid_of((height, width), num_regions)
+        rows = _num_rows((height, width), num_regions) if grid is None else grid[0]
+        return grid_centers((height, width), num_regions, rows, importance.device).expand(batch, -1)
+    weight = importance.detach().float().flatten(1)
+    eager = weight.device.type == "cpu" and not torch.compiler.is_compiling()  # where reading is free
+    if method != "random" and eager and not (torch.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError("`importance` must be finite and not negative. Check the map it was made of.")
+    if method == "density":
+        return density_centers(weight.view_as(importance), num_regions)
+    assert noise is not None
+    noise = noise.expand(batch, -1)
     if method == "random":
         chosen = noise.topk(num_regions, sorted=False).indices
     elif method == "importance":
@@ -76,6 +102,103 @@ def sample_with_noise(
         rest = noise.scatter(1, chosen, 2.0).topk(num_regions - num_important, largest=False, sorted=False).indices
         chosen = torch.cat([chosen, rest], 1)
     return chosen.sort(1).values
+
+
+def grid_of(size: tuple[int, int], num_regions: int) -> tuple[int, int] | None:
+    """Return rows and columns of the grid of ``"grid"``, None where its rows have different numbers of seeds.
+
+    Example:
+        >>> grid_of((90, 90), 132), grid_of((90, 90), 127)
+        ((11, 12), None)
+    """
+    wanted = _num_rows(size, num_regions)
+    for rows in (wanted, wanted - 1, wanted + 1):
+        if 1 <= rows <= size[0] and num_regions % rows == 0 and num_regions // rows <= size[1]:
+            return rows, num_regions // rows
+    return None
+
+
+def grid_size(size: tuple[int, int], num_regions: float) -> int:
+    """Return the number of regions nearest to `num_regions` that fill a grid.
+
+    Example:
+        >>> grid_size((90, 90), 8100 / 64)
+        132
+    """
+    rows = _num_rows(size, max(1, round(num_regions)))
+    return rows * max(1, min(size[1], round(num_regions / rows)))
+
+
+def grid_centers(
+    size: tuple[int, int], num_regions: int, rows: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Return the seeds of ``"grid"``, shape ``(1, R)``: even rows, each with its share of the regions."""
+    region = torch.arange(num_regions, device=device)
+    row = ((region + 1) * rows - 1) // num_regions  # region lies in [row R // rows, (row + 1) R // rows)
+    first, last = row * num_regions // rows, (row + 1) * num_regions // rows
+    y = (2 * row + 1) * size[0] // (2 * rows)
+    x = (2 * (region - first) + 1) * size[1] // (2 * (last - first))
+    return (y * size[1] + x)[None]
+
+
+def _num_rows(size: tuple[int, int], num_regions: int) -> int:
+    wanted = math.floor(math.sqrt(num_regions * size[0] / size[1]) + 0.5)
+    return max(1, -(-num_regions // size[1]), min(wanted, num_regions, size[0]))
+
+
+def density_centers(importance: Tensor, num_regions: int) -> Tensor:
+    """Return the seeds of ``"density"``, shape ``(B, R)``."""
+    batch, *size = importance.shape
+    rows = _num_rows((size[0], size[1]), num_regions)
+    seeds = grid_centers((size[0], size[1]), num_regions, rows, importance.device).expand(batch, -1)
+    spacing = math.sqrt(size[0] * size[1] / num_regions)
+    if spacing < _ROOM:
+        return seeds
+    side = max(1, math.floor(spacing / _CELLS))
+    density, place = _density(importance, side, _BLUR * spacing / side)
+    at = torch.stack([seeds // size[1], seeds % size[1]], 2).float()
+    here = place.flatten(1).unsqueeze(2)  # (2, cells, 1)
+    cells, entries = (density.shape[1], density.shape[2]), min(num_regions, 9)
+    block = block_side(cells, num_regions)
+    for _ in range(_STEPS):
+        index = nearest_regions(at / side, cells, block, entries)
+        index = expand_blocks(index, cells, block).mT.long()  # (B, cells, T)
+        gap = (at[..., 0].unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index) - here[0]).square()
+        gap += (at[..., 1].unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index) - here[1]).square()
+        nearest = index.gather(2, gap.argmin(2, keepdim=True)).squeeze(2)
+        weight = density.flatten(1)
+        total = torch.zeros_like(at[..., 0]).scatter_add_(1, nearest, weight)
+        sums = [torch.zeros_like(total).scatter_add_(1, nearest, weight * axis.squeeze(1)) for axis in here]
+        moved = torch.stack(sums, 2) / total.clamp(min=1e-12).unsqueeze(2)
+        at = torch.where(total.unsqueeze(2) > 0, moved, at)
+    pixel = (at + 0.5).floor().long()
+    flat = pixel[..., 0].clamp(0, size[0] - 1) * size[1] + pixel[..., 1].clamp(0, size[1] - 1)
+    # two that met: the grid's seeds are different
+    doubled = (flat.sort(1).values.diff(dim=1) == 0).any(1, keepdim=True)
+    return torch.where(doubled, seeds, flat)
+
+
+def _density(importance: Tensor, side: int, deviation: float) -> tuple[Tensor, Tensor]:
+    """Return the density of each coarse cell ``(B, h, w)`` times its pixels, and the cells' middles ``(2, h, w)``."""
+    height, width = importance.shape[1:]
+    rows, columns = -(-height // side), -(-width // side)
+    padded = F.pad(importance, (0, columns * side - width, 0, rows * side - height))
+    total = F.avg_pool2d(padded.unsqueeze(1), side).squeeze(1) * side**2
+    lengths = [
+        (torch.arange(1, number + 1, device=importance.device) * side).clamp(max=length)
+        - torch.arange(number, device=importance.device) * side
+        for number, length in ((rows, height), (columns, width))
+    ]
+    count = (lengths[0][:, None] * lengths[1]).to(total.dtype)
+    mean = blur(total / count, deviation)
+    level = mean.mean((1, 2), keepdim=True)
+    density = (mean / torch.where(level > 0, level, 1)).pow(_EXPONENT).clamp(min=_FLOOR)
+    density = torch.where(level > 0, density, 1) * count
+    middles = [
+        torch.arange(len(length), device=importance.device) * side + (length - 1).to(total.dtype) / 2
+        for length in lengths
+    ]
+    return density, torch.stack(torch.meshgrid(*middles, indexing="ij"))
 
 
 def check_sampling(method: str, oversample: int, beta: float) -> None:

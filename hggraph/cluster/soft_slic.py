@@ -1,4 +1,4 @@
-"""Differentiable SLIC: HG-Conv's Algorithm 1, over all pairs or over spatial candidates."""
+"""Differentiable SLIC: HG-Conv's Algorithm 1 and its mended form, over all regions or the nearest ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from hggraph._check import check_features, check_ndim, check_positive, check_ran
 from hggraph.cluster.sampling import check_num_regions
 from hggraph.graph import Assignment
 from hggraph.graph.assignment import MAX_PAIRS
-from hggraph.ops.segment import csr_pointer
-from hggraph.ops.tiles import CandidateTiles
+from hggraph.ops._pairs import negative_distance
+from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
-__all__ = ["soft_slic"]
+__all__ = ["UPDATES", "check_update", "soft_slic"]
+
+UPDATES = ("column", "softmax")
+_LEAST = 1e-12  # a centre with less weight stays where it is
 
 
 def soft_slic(
@@ -23,26 +26,33 @@ def soft_slic(
     iterations: int = 3,
     threshold: float = 1e-3,
     candidates: int | None = None,
+    update: str = "column",
+    position: float = 0.0,
 ) -> Assignment:
     """Cluster the pixels of each image softly around sampled centres (HG-Conv Algorithm 1).
 
-    Each pixel starts with its spatially nearest centre; that is the only use of coordinates. Then `iterations`
-    times: centres become the weighted means of the pixels (weights column-normalised), and weights
-    ``exp(-||x_p - c_r||^2)``. After the last step entries not above `threshold` are dropped and each pixel's
-    weights divided by their sum; a pixel left without any goes to its nearest region.
+    Each pixel starts with its spatially nearest centre. Then `iterations` times: centres become weighted means of the
+    pixels, and weights ``exp(-||x_p - c_r||^2)``. After the last step entries not above `threshold` are dropped and
+    each pixel's weights divided by their sum; a pixel left without any goes to its nearest region.
 
     Args:
         x: Map, shape ``(B, C, H, W)``, floating point, finite (checked on the CPU).
         centers: Flat pixel index of each centre, shape ``(B, R)``, long, no duplicates.
         iterations: At least 1.
         threshold: In [0, 1).
-        candidates: Consider only this many spatially nearest centres for each pixel: O(P T) time and memory
-            instead of O(P R). None considers all.
+        candidates: Consider only this many spatially nearest centres: O(P T) time and memory instead of O(P R). None
+            considers all.
+        update: ``"column"``: for the means the weights are normalised over the pixels of a region, as in the paper:
+            each centre is a step of a mean shift of its own. ``"softmax"``: over the regions of a pixel, so that
+            centres compete (fuzzy k-means; Superpixel Sampling Networks).
+        position: Above 0, the pixel's (y, x) times this number is appended to the features, so that a region has a
+            place. Candidates are then found again from the moved centres in every step, for blocks of pixels; else each
+            pixel has those of the first centres.
 
     Returns:
         The assignment, differentiable in `x`. Distances and exponents in float32 (float64 for float64 input).
-        No feature scale under- or overflows, no region is lost. Deterministic. With all pairs: static shapes,
-        no host synchronisation on a GPU.
+        No feature scale under- or overflows, no region is lost. Deterministic, static shapes, no host synchronisation
+        on a GPU.
 
     Raises:
         ValueError: if an argument is out of range, `x` is not finite, there are more regions than pixels, a
@@ -54,9 +64,46 @@ def soft_slic(
         >>> soft_slic(step, torch.tensor([[0, 3]])).labels
         tensor([[[0, 0, 1, 1]]])
     """
+    _check(x, centers, iterations, candidates)
+    check_update(update, position)
+    size = (x.shape[2], x.shape[3])
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    with torch.autocast(x.device.type, enabled=False):  # sums and distances stay in float32
+        candidates = None if candidates is None else min(candidates, centers.shape[1])
+        pixels = _pixels(x.to(dtype), position, rows=candidates is not None)
+        at_seeds = pixels.gather(2, centers[:, None].expand(-1, pixels.shape[1], -1)).transpose(1, 2)
+        places = torch.stack([centers // size[1], centers % size[1]], 2).to(dtype)
+        side = block_side(size, centers.shape[1]) if position > 0 else 1
+
+        def listed(middles: Tensor) -> Tensor | None:
+            if candidates is None:
+                return None
+            return expand_blocks(nearest_regions(middles, size, side, candidates), size, side)
+
+        index = listed(places)
+        middles = _nearest_means(pixels, at_seeds, places, index, size)
+        for _ in range(iterations - 1):
+            index = listed(middles[..., -2:] / position) if position > 0 else index
+            middles = _update(pixels, middles, index, update)
+        index = listed(middles[..., -2:] / position) if position > 0 else index
+        weight = ops.soft_assign(pixels, middles, index, threshold=threshold)
+    return Assignment(weight, size, index=index, num_regions=centers.shape[1], seeds=centers, centers=middles)
+
+
+def check_update(update: str, position: float) -> None:
+    """Raise unless the options of `soft_slic` are in range."""
+    if update not in UPDATES:
+        raise ValueError(f"`update` must be one of {UPDATES}, got {update!r}.")
+    if not 0 <= position < float("inf"):
+        raise ValueError(f"`position` must be a finite number >= 0, got {position}.")
+
+
+def _check(x: Tensor, centers: Tensor, iterations: int, candidates: int | None) -> None:
     check_features("x", x)
     check_ndim("centers", centers, 2, shape="(B, R)")
     check_positive("iterations", iterations)
+    if candidates is not None:
+        check_positive("candidates", candidates)
     batch, _, height, width = x.shape
     if centers.shape[0] != batch:
         raise ValueError(f"`centers` must have shape (B, R) with B = {batch}, got {tuple(centers.shape)}.")
@@ -68,97 +115,46 @@ def soft_slic(
         finite = torch.isfinite(x.detach().sum())
         if not finite and not torch.isfinite(x.detach()).all():
             raise ValueError("`x` must be finite, got NaN or infinite values. Check the image or the layers before.")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    features = x if x.dtype == dtype else x.to(dtype)
-    if candidates is not None:
-        check_positive("candidates", candidates)
-        with torch.autocast(x.device.type, enabled=False):  # sums and distances stay in float32
-            return _with_candidates(features, centers, iterations, threshold, candidates)
     pairs = centers.numel() * height * width
-    if pairs > MAX_PAIRS:
+    if candidates is None and pairs > MAX_PAIRS:
         raise ValueError(
             f"All {height * width} pixels against {centers.shape[1]} regions of {batch} images are {pairs} pairs, "
             f"more than {MAX_PAIRS}. Set `candidates` (for example 16) to consider only the nearest regions."
         )
-    return _all_pairs(features, centers, iterations, threshold)
 
 
-def nearest_centers(centers: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the spatially nearest centre of each pixel, shape ``(B, P)``; of equals the lower number."""
-    y = torch.arange(size[0], device=centers.device)[:, None]
-    x = torch.arange(size[1], device=centers.device)[None, :]
-    dy = (y - (centers // size[1])[:, :, None, None]).square().float()  # (B, R, H, 1)
-    dx = (x - (centers % size[1])[:, :, None, None]).square().float()  # (B, R, 1, W)
-    return (dy + dx).flatten(2).argmin(1)
+def positions_of(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Return (y, x) of each pixel, shape ``(1, 2, H * W)``, in pixels."""
+    y, x = (torch.arange(length, dtype=like.dtype, device=like.device) for length in size)
+    return torch.stack([y[:, None].expand(size), x.expand(size)]).flatten(1)[None]
 
 
-def _label_means(pixels: Tensor, label: Tensor, num_regions: int) -> Tensor:
-    """Return the means of the pixels ``(B, C, P)`` of each label ``(B, P)``, shape ``(B, R, C)``."""
-    batch = label.shape[0]
-    if torch.compiler.is_exporting():  # other runtimes know no segments
-        rows = pixels.transpose(1, 2)
-        index = label.unsqueeze(2)
-        total = rows.new_zeros(batch, num_regions, rows.shape[2]).scatter_add(1, index.expand_as(rows), rows)
-        count = rows.new_zeros(batch, num_regions, 1).scatter_add(1, index, torch.ones_like(rows[..., :1]))
-        return total / count
-    label = (label + torch.arange(batch, device=label.device)[:, None] * num_regions).flatten()
-    label, order = torch.sort(label, stable=True)
-    rows = pixels.transpose(1, 2).flatten(0, 1)  # a view for channels_last
-    means = ops.segment_reduce(rows, csr_pointer(label, batch * num_regions), order, reduce="mean")
-    return means.unflatten(0, (batch, num_regions))
+def _pixels(x: Tensor, position: float, rows: bool) -> Tensor:
+    """Return pixels ``(B, C, P)`` with their scaled positions; as `rows` a pixel's channels are together in memory."""
+    pixels = x.flatten(2).mT
+    if position > 0:
+        place = positions_of((x.shape[2], x.shape[3]), x).mT * position
+        pixels = torch.cat([pixels, place.expand(len(x), -1, -1)], 2)
+    return pixels.contiguous().mT if rows else pixels.mT
 
 
-def _all_pairs(x: Tensor, seeds: Tensor, iterations: int, threshold: float) -> Assignment:
-    size, pixels = (x.shape[2], x.shape[3]), x.flatten(2)
-    centers = _label_means(pixels, nearest_centers(seeds, size), seeds.shape[1])
-    for _ in range(iterations - 1):
-        centers = ops.centre_update(pixels, centers)[0]
-    weight = ops.soft_assign(pixels, centers, threshold=threshold)
-    return Assignment(weight, size, seeds=seeds, features=x, centers=centers)
+def _nearest_means(
+    pixels: Tensor, at_seeds: Tensor, places: Tensor, index: Tensor | None, size: tuple[int, int]
+) -> Tensor:
+    """Return the means of the pixels nearest to each seed, shape ``(B, R, C)``; without any, the seed's features."""
+    if index is None or index.shape[1] == 1:
+        nearest = nearest_regions(places, size, 1, 1).flatten(2) if index is None else index
+    else:
+        here = positions_of(size, pixels).expand(len(pixels), -1, -1)
+        nearest = index.gather(1, negative_distance(here, places, index).argmax(1, keepdim=True))
+    hard = pixels.new_ones(nearest.shape)
+    means, mass = ops.region_pool(pixels, hard, nearest, places.shape[1], return_mass=True)
+    return torch.where(mass[..., None] > 0, means, at_seeds)
 
 
-def _with_candidates(x: Tensor, seeds: Tensor, iterations: int, threshold: float, candidates: int) -> Assignment:
-    size = (x.shape[2], x.shape[3])
-    tiles = CandidateTiles.build(seeds, size, candidates)
-    split = tiles.split(x)
-    pieces = [split.index_select(0, chunk.tiles) for chunk in tiles.chunks]
-    centers = _nearest_means(tiles, pieces)
-    # distances do not change when a tile's mean is subtracted, and lose no digits far from the origin
-    means = [piece.detach().mean(2, keepdim=True) for piece in pieces]
-    pieces = [piece - mean for piece, mean in zip(pieces, means, strict=True)]
-    for _ in range(iterations - 1):
-        centers = _merged_update(tiles, pieces, means, centers)
-    parts = []
-    for chunk, piece, mean in zip(tiles.chunks, pieces, means, strict=True):
-        local = tiles.gather_regions(chunk, centers) - mean.transpose(1, 2)
-        parts.append(ops.soft_assign(piece, local, tiles.own(chunk.column), threshold=threshold))
-    weight = torch.cat(parts).index_select(0, tiles.inverse_order())
-    return Assignment(weight, size, tiles=tiles, seeds=seeds, features=x, centers=centers)
-
-
-def _nearest_means(tiles: CandidateTiles, pieces: list[Tensor]) -> Tensor:
-    """Return the means of the pixels nearest to each seed, shape ``(B, R, C)``; pixels come chunk by chunk."""
-    sums, counts = [], []
-    for chunk, piece in zip(tiles.chunks, pieces, strict=True):
-        spread = piece.new_zeros(*chunk.regions.shape, piece.shape[2])
-        spread.scatter_(1, tiles.own(chunk.column[:, :1]), 1)
-        sums.append(torch.bmm(spread, piece.transpose(1, 2)))
-        counts.append(spread.sum(2, keepdim=True))
-    return tiles.reduce(sums) / tiles.reduce(counts)
-
-
-def _merged_update(tiles: CandidateTiles, pieces: list[Tensor], means: list[Tensor], centers: Tensor) -> Tensor:
-    """Update the centres tile by tile and merge each region's parts by their log-sums."""
-    parts, log_sums = [], []
-    for chunk, piece, mean in zip(tiles.chunks, pieces, means, strict=True):
-        shift = mean.transpose(1, 2)
-        part, log_sum = ops.centre_update(piece, tiles.gather_regions(chunk, centers) - shift, tiles.own(chunk.column))
-        parts.append(part + shift)
-        log_sums.append(log_sum[..., None])
-    largest = tiles.reduce([log_sum.detach() for log_sum in log_sums], "max")
-    weights = [  # no clamp: the largest is one of them, and a clamp has no gradient at its bound
-        (log_sum - tiles.gather_regions(chunk, largest)).exp()
-        for chunk, log_sum in zip(tiles.chunks, log_sums, strict=True)
-    ]
-    total = tiles.reduce([part * weight for part, weight in zip(parts, weights, strict=True)])
-    return total / tiles.reduce(weights)
+def _update(pixels: Tensor, centers: Tensor, index: Tensor | None, update: str) -> Tensor:
+    if update == "column":
+        return ops.centre_update(pixels, centers, index)
+    weight = ops.soft_assign(pixels, centers, index, threshold=0.0)
+    means, mass = ops.region_pool(pixels, weight, index, centers.shape[1], return_mass=True)
+    return torch.where(mass[..., None] > _LEAST, means, centers)

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree
 
 from hggraph import ops
-from hggraph._check import check_ndim, check_range
+from hggraph._check import check_ndim, check_positive
 from hggraph.graph.adjacency import RegionAdjacency
-from hggraph.graph.tile_ops import tile_adjacency, tile_pool, tile_unpool
-from hggraph.ops._distance import compute_dtype
-from hggraph.ops.tiles import CandidateTiles
+from hggraph.ops._pairs import check_index, densify, masses
 from hggraph.stencil import Stencil
 
 __all__ = ["MAX_PAIRS", "Assignment"]
 
-MAX_PAIRS = 1 << 30  # pixel-region pairs of an all-pairs assignment: 4 GiB of float32
+MAX_PAIRS = 1 << 30  # pixel-region pairs of a dense form: 4 GiB of float32
+_MATRICES = 512  # regions up to which adjacency is matrices, of static shape, whatever form S has
 
 
 class Assignment:
     """The row-normalised matrix S of HG-Conv: a pixel's weights over regions sum to 1.
 
-    Held dense, one weight per pixel and region, or with candidates, T weights per pixel.
+    A pixel has T entries, each a weight and a region; without `index` the T = R entries are all regions in order.
 
     Args:
-        weight: Dense: shape ``(B, R, P)``. With `tiles`: the candidates' weights by tile, ``(num_tiles, T, G^2)``.
-        size: Height and width of the images, in pixels; P = H * W.
-        tiles: The candidates of each pixel, or None for a dense assignment.
-        seeds: Flat pixel indices of the sampled centres, shape ``(B, R)``, or None.
-        features: The map that was clustered, shape ``(B, C, H, W)``, or None.
-        centers: Last centres in the units of `features`, shape ``(B, R, C)``, or None. A region that has lost all
-            its pixels pools to its last centre; without this, to 0.
+        weight: Shape ``(B, T, P)``, floating point, not negative; P = H * W.
+        size: Height and width of the images, in pixels.
+        index: Region of each entry, shape ``(B, T, P)``, int32 or int64 in [0, R); a region that stands twice counts
+            twice. None: all regions.
+        num_regions: R, needed with `index`.
+        seeds: Flat index of the pixel where each region started, shape ``(B, R)``, or None. A region that has lost all
+            its pixels pools to this pixel; without seeds, to 0.
+        centers: Last centres in the space of clustering, shape ``(B, R, D)``, or None.
+        grid: Rows and columns of the grid on which the seeds stand, region ``row * columns + column``; None: on none.
+
+    Raises:
+        ValueError: if shapes disagree, or a region does not exist (checked on a CPU).
+
+    An assignment is a pytree of its tensors, moves with `to`, and loads with ``torch.load(weights_only=True)``.
 
     Example:
         >>> s = Assignment(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), (1, 2))
@@ -47,91 +57,162 @@ class Assignment:
         weight: Tensor,
         size: tuple[int, int],
         *,
-        tiles: CandidateTiles | None = None,
+        index: Tensor | None = None,
+        num_regions: int | None = None,
         seeds: Tensor | None = None,
-        features: Tensor | None = None,
         centers: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
-        check_ndim("weight", weight, 3, shape="(B, R, P)")
-        if tiles is None and weight.shape[2] != size[0] * size[1]:
+        check_ndim("weight", weight, 3, shape="(B, T, P)")
+        if weight.shape[2] != size[0] * size[1]:
             raise ValueError(f"`weight` must have {size[0]} x {size[1]} pixels, got shape {tuple(weight.shape)}.")
+        if index is None and num_regions not in (None, weight.shape[1]):
+            raise ValueError(f"Without `index`, `weight` must have R = {num_regions} rows, got {weight.shape[1]}.")
+        check_index(index, weight.shape, num_regions)
+        self.weight = weight
         self.size = (int(size[0]), int(size[1]))
-        self.batch_size = weight.shape[0] if tiles is None else tiles.batch_size
-        self.num_regions = weight.shape[1] if tiles is None else tiles.num_regions
-        self.tiles = tiles
+        self.index = index
+        self.num_regions = int(weight.shape[1] if num_regions is None else num_regions)
         self.seeds = seeds
-        self.features = features
         self.centers = centers
-        self._weight = weight
-        self._area: Tensor | None = None
-        # a map whose centres are known without another pass: (map, centres in its units)
-        self.known_centers = None if features is None or centers is None else (features, centers)
+        self.grid = grid
 
     @classmethod
-    def from_labels(cls, labels: Tensor, num_regions: int) -> Assignment:
-        """Make a hard assignment from labels ``(B, H, W)``, long in [0, num_regions).
+    def from_labels(cls, labels: Tensor, num_regions: int | None = None) -> Assignment:
+        """Make a hard assignment from labels of any program, O(P) time and memory.
+
+        Args:
+            labels: Region of each pixel, shape ``(B, H, W)``, integers in [0, num_regions); a number may be missing.
+            num_regions: R; None: the largest label plus 1 (reads the data).
 
         Raises:
-            ValueError: if a label is out of range.
+            ValueError: if a label is negative or not below `num_regions` (checked on a CPU).
+            TypeError: if labels are not integers.
         """
         check_ndim("labels", labels, 3, shape="(B, H, W)")
-        if not torch.compiler.is_compiling():  # it reads the data
-            check_range("labels", labels, num_regions)
-        pixels = labels.shape[1] * labels.shape[2]
-        weight = torch.zeros(labels.shape[0], num_regions, pixels, device=labels.device)
-        return cls(weight.scatter_(1, labels.flatten(1)[:, None], 1), (labels.shape[1], labels.shape[2]))
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
+        if num_regions is None:
+            num_regions = int(labels.max()) + 1 if labels.numel() else 0
+        index = labels.flatten(1).unsqueeze(1)
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+            low, high = (int(value) for value in torch.aminmax(labels))
+            if low < 0 or high >= num_regions:
+                raise ValueError(
+                    f"`labels` must be in [0, num_regions) = [0, {num_regions}), got values from {low} to {high}. "
+                    "Pixels of no region need a region of their own."
+                )
+        weight = torch.ones((), device=labels.device).expand(index.shape)
+        size = (labels.shape[1], labels.shape[2])
+        return cls(weight, size, index=index.to(torch.int32), num_regions=num_regions)
+
+    @classmethod
+    def cells(
+        cls, size: tuple[int, int], side: int, *, batch_size: int = 1, device: torch.device | str | None = None
+    ) -> Assignment:
+        """Return the regular cells of ``side x side`` pixels, which a stride of `side` makes; smaller at the border.
+
+        Example:
+            >>> Assignment.cells((2, 4), 2).labels
+            tensor([[[0, 0, 1, 1],
+                     [0, 0, 1, 1]]])
+        """
+        check_positive("side", side)
+        y, x = (torch.arange(length, device=device) // side for length in size)
+        grid = (-(-size[0] // side), -(-size[1] // side))
+        labels = (y[:, None] * grid[1] + x).expand(batch_size, -1, -1)
+        out = cls.from_labels(labels, grid[0] * grid[1])
+        # a convolution with this stride and no padding has its first tap there
+        rows, columns = (torch.arange(number, device=device) * side for number in grid)
+        out.seeds = (rows[:, None] * size[1] + columns).flatten().expand(batch_size, -1)
+        out.grid = grid
+        return out
 
     @property
-    def weight(self) -> Tensor:
-        """The weights: dense ``(B, P, R)``, or with candidates ``(B, P, T)`` in the order of `index`."""
-        if self.tiles is None:
-            return self._weight.transpose(1, 2)
-        return self.tiles.merge(self._weight).flatten(2).transpose(1, 2)
-
-    @property
-    def index(self) -> Tensor | None:
-        """Regions of each pixel's candidates, shape ``(B, P, T)``, long; None when dense."""
-        if self.tiles is None:
-            return None
-        return self.tiles.merge(self.tiles.index()).flatten(2).transpose(1, 2).long() % self.num_regions
+    def batch_size(self) -> int:
+        """Number of images."""
+        return int(self.weight.shape[0])
 
     @property
     def labels(self) -> Tensor:
-        """The strongest region of each pixel, shape ``(B, H, W)``, long."""
-        strongest = self.weight.argmax(2, keepdim=True)
-        index = self.index
-        if index is not None:
-            strongest = index.gather(2, strongest)
-        return strongest.view(self.batch_size, *self.size)
+        """The strongest region of each pixel, shape ``(B, H, W)``, long; of equally strong ones the first entry."""
+        entry = self.weight.argmax(1, keepdim=True)
+        labels = entry if self.index is None else self.index.gather(1, entry).long()
+        return labels.view(self.batch_size, *self.size)
 
     @property
     def area(self) -> Tensor:
-        """The sum of the weights of each region, in pixels, shape ``(B, R)``."""
-        kept = self._area
-        # what was computed without a graph does not serve where one is needed
-        needed = torch.is_grad_enabled() and self._weight.requires_grad
-        if kept is None or (needed and not kept.requires_grad):
-            if self.tiles is None:
-                kept = self._weight.sum(2)
-            else:
-                kept = self._pool_tiles(self._weight.new_zeros(self.batch_size, 1, *self.size))[1]
-            self._area = kept
-        return kept
+        """The sum of the weights of each region, in pixels, shape ``(B, R)``, float32 at least."""
+        return masses(self.weight, self.index, self.num_regions)
 
     def to_dense(self) -> Tensor:
         """Return S, shape ``(B, P, R)``.
 
         Raises:
-            ValueError: if it is held with candidates and would have more than 2^30 entries.
+            ValueError: if it would have more than 2^30 entries and is not held so.
         """
-        if self.tiles is None:
-            return self._weight.transpose(1, 2)
-        shape = (self.batch_size, self.size[0] * self.size[1], self.num_regions)
-        if shape[0] * shape[1] * shape[2] > MAX_PAIRS:
-            raise ValueError(f"A dense assignment of shape {shape} is too large; use `index` and `weight`.")
-        index, weight = self.index, self.weight
-        assert index is not None
-        return weight.new_zeros(shape).scatter(2, index, weight)
+        return self._dense().transpose(1, 2)
+
+    def to(self, *args: Any, **kwargs: Any) -> Assignment:
+        """Return the assignment on another device or, its weights and centres, in another floating-point dtype."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, dtype if x.is_floating_point() else None, non_blocking)
+
+        return self._with(move)
+
+    def detach(self) -> Assignment:
+        """Return the assignment cut from the graph of gradients."""
+        return self._with(Tensor.detach)
+
+    def harden(self) -> Assignment:
+        """Return the assignment of each pixel to its strongest region alone, without a gradient."""
+        out = Assignment.from_labels(self.labels, self.num_regions)
+        out.seeds, out.centers, out.grid = self.seeds, self.centers, self.grid
+        return out
+
+    def compose(self, coarser: Assignment) -> Assignment:
+        """Return the assignment of pixels to the regions of these regions: the matrix product S S'.
+
+        Args:
+            coarser: An assignment whose pixels are these regions, ``size[0] * size[1] = num_regions``, for example
+                of nodes that stand on `grid`.
+
+        Returns:
+            T T' entries a pixel, in which a region may stand more than once.
+
+        Raises:
+            ValueError: if the numbers of images, or of regions and of pixels, differ.
+
+        Example:
+            >>> fine = Assignment.cells((1, 4), 1)
+            >>> fine.compose(Assignment.from_labels(torch.tensor([[[0, 1, 1, 1]]]), 2)).labels
+            tensor([[[0, 1, 1, 1]]])
+        """
+        if coarser.batch_size != self.batch_size or coarser.size[0] * coarser.size[1] != self.num_regions:
+            raise ValueError(
+                f"`coarser` must have {self.batch_size} images of {self.num_regions} pixels, one for each region here, "
+                f"got {coarser}."
+            )
+        index = self._all_index()
+        flat = index.flatten(1).long().unsqueeze(1)  # (B, 1, T P)
+
+        def of_pixels(x: Tensor) -> Tensor:  # (B, T', R) to (B, T, T', P)
+            return x.gather(2, flat.expand(-1, x.shape[1], -1)).unflatten(2, index.shape[1:]).transpose(1, 2)
+
+        weight = self.weight.unsqueeze(2) * of_pixels(coarser.weight)
+        seeds = coarser.seeds
+        if seeds is not None:
+            seeds = None if self.seeds is None else self.seeds.gather(1, seeds)
+        return Assignment(
+            weight.flatten(1, 2),
+            self.size,
+            index=of_pixels(coarser._all_index()).flatten(1, 2),
+            num_regions=coarser.num_regions,
+            seeds=seeds,
+            grid=coarser.grid,
+        )
 
     def pool(self, x: Tensor) -> Tensor:
         """Average the pixels of each region, column-normalised (HG-Conv Eq. 5).
@@ -140,20 +221,22 @@ class Assignment:
             x: Map, shape ``(B, C, H, W)``, floating point, of the size that was clustered.
 
         Returns:
-            Shape ``(B, R, C)``. A region without pixels gives its last centre: for the clustered map itself the
-            centre, for another map the mean under the centre's soft membership.
+            Shape ``(B, R, C)``. A region without pixels gives the pixel at its seed.
 
         Raises:
             ValueError: if the size differs.
         """
         self._check_map(x)
-        if self.tiles is None:
-            pooled = ops.region_pool(x.flatten(2), self._weight)
-        else:
-            # a sum over a region may leave a half's range where the mean does not
-            total, self._area = self._pool_tiles(x.to(compute_dtype(x)))
-            pooled = (total / torch.where(self._area > 0, self._area, 1)[..., None]).to(x.dtype)
-        return self._fill_empty(pooled, self.area, x)
+        pixels = x.flatten(2)
+        pooled, mass = ops.region_pool(pixels, self.weight, self.index, self.num_regions, return_mass=True)
+        return self.fill_empty(pooled, mass, pixels)
+
+    def fill_empty(self, pooled: Tensor, mass: Tensor, pixels: Tensor) -> Tensor:
+        """Put the pixels ``(B, C, P)`` at their seeds in the place of regions ``(B, R, C)`` without pixels."""
+        if self.seeds is None:
+            return pooled
+        at_seeds = pixels.gather(2, self.seeds[:, None].expand(-1, pixels.shape[1], -1)).transpose(1, 2)
+        return torch.where(mass[..., None] > 0, pooled, at_seeds.to(pooled.dtype))
 
     def unpool(self, z: Tensor) -> Tensor:
         """Copy region features to the pixels, row-normalised (HG-Conv Eq. 6).
@@ -168,10 +251,7 @@ class Assignment:
             ValueError: if the numbers of images or regions differ.
         """
         self._check_regions(z)
-        if self.tiles is None:
-            return ops.region_unpool(z, self._weight).unflatten(2, self.size)
-        with self._without_autocast():
-            return tile_unpool(self.tiles, self._weight, z)
+        return ops.region_unpool(z, self.weight, self.index).unflatten(2, self.size)
 
     def unpool_conv1x1(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute ``conv1x1(concat(x, unpool(z)))`` as ``X Wa + S (Z Wb) + b``, without the concatenation.
@@ -183,17 +263,12 @@ class Assignment:
             bias: Shape ``(O,)`` or None.
 
         Returns:
-            Shape ``(B, O, H, W)``, channels_last for a dense assignment.
+            Shape ``(B, O, H, W)``, channels_last.
         """
         self._check_map(x)
         self._check_regions(z)
-        weight = weight.flatten(1)
-        if self.tiles is None:
-            return ops.unpool_conv1x1(x.flatten(2), z, self._weight, weight, bias).unflatten(2, self.size)
-        if weight.shape[1] != x.shape[1] + z.shape[2]:
-            raise ValueError(f"`weight` must have shape (O, {x.shape[1] + z.shape[2]}), got {tuple(weight.shape)}.")
-        on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-        return F.conv2d(x, on_pixels[..., None, None], bias) + self.unpool(z @ on_regions.t())
+        out = ops.unpool_conv1x1(x.flatten(2), z, self.weight, weight.flatten(1), bias, self.index)
+        return out.unflatten(2, self.size)
 
     def unpool_conv(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute ``conv(concat(x, unpool(z)))`` for any odd kernel size k, without the concatenation.
@@ -211,7 +286,7 @@ class Assignment:
             Shape ``(B, O, H, W)``.
 
         Raises:
-            ValueError: if shapes disagree, or S is held with candidates and too large to be made dense.
+            ValueError: if shapes disagree.
         """
         check_ndim("weight", weight, 4, shape="(O, C + D, k, k)")
         if weight.shape[2] == 1:
@@ -223,10 +298,14 @@ class Assignment:
             expected = f"(O, {x.shape[1] + z.shape[2]}, k, k) with odd k"
             raise ValueError(f"`weight` must have shape {expected}, got {tuple(weight.shape)}.")
         on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
+        if self.num_regions > _MATRICES:
+            return F.conv2d(x, on_pixels, bias, padding=side // 2) + F.conv2d(
+                self.unpool(z), on_regions, padding=side // 2
+            )
         taps = z @ on_regions.permute(1, 0, 2, 3).flatten(1)  # (B, R, O k k)
         taps = taps.view(*z.shape[:2], out_channels, side, side).transpose(1, 2)
-        spread = self.to_dense().transpose(1, 2).reshape(1, -1, *self.size)  # one convolution for each image
-        shifted = F.conv2d(spread.to(taps.dtype), taps.flatten(0, 1), padding=side // 2, groups=self.batch_size)
+        dense = self._dense().reshape(1, -1, *self.size)  # one convolution for each image
+        shifted = F.conv2d(dense.to(taps.dtype), taps.flatten(0, 1), padding=side // 2, groups=self.batch_size)
         return F.conv2d(x, on_pixels, bias, padding=side // 2) + shifted.view(-1, out_channels, *self.size)
 
     def adjacency(
@@ -240,51 +319,57 @@ class Assignment:
             max_direction: Keep only the strongest direction of each pair.
 
         Returns:
-            Dense matrices for a dense assignment, edges for one with candidates.
+            Matrices of static shape without an index or for at most 512 regions, edges otherwise.
         """
         stencil = Stencil.square(3) if stencil is None else stencil
         if stencil.ndim != 2:
             raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
-        if self.tiles is None:
+        options = {"noise_cancel": noise_cancel, "max_direction": max_direction}
+        if self.index is None or self.num_regions <= _MATRICES:
             dense, degree = ops.region_adjacency(
-                self._weight,
-                self.size,
-                stencil.offsets,
-                noise_cancel=noise_cancel,
-                max_direction=max_direction,
-                return_degree=True,
+                self._dense(), self.size, stencil.offsets, return_degree=True, **options
             )
             return RegionAdjacency(stencil, dense, degree=degree, max_direction=max_direction)
-        with self._without_autocast():
-            edges = tile_adjacency(self.tiles, self._weight, stencil, noise_cancel, max_direction)
+        return self.edges(stencil, **options)
+
+    def edges(
+        self, stencil: Stencil | None = None, *, noise_cancel: bool = True, max_direction: bool = True
+    ) -> RegionAdjacency:
+        """Return the adjacency as edges, without a matrix of regions by regions; see `adjacency`."""
+        stencil = Stencil.square(3) if stencil is None else stencil
+        dense = RegionAdjacency(
+            stencil,
+            ops.region_adjacency(
+                self._dense(), self.size, stencil.offsets, noise_cancel=noise_cancel, max_direction=max_direction
+            ),
+        )
         return RegionAdjacency(
             stencil,
-            edges=edges,
+            edges=dense.to_edges(),
             batch_size=self.batch_size,
             num_regions=self.num_regions,
             max_direction=max_direction,
         )
 
-    def _without_autocast(self) -> torch.autocast:
-        return torch.autocast(self._weight.device.type, enabled=False)
+    def _dense(self) -> Tensor:
+        """Return the weights of all regions, shape ``(B, R, P)``."""
+        if self.index is None:
+            return self.weight
+        shape = (self.batch_size, self.num_regions, self.weight.shape[2])
+        if shape[0] * shape[1] * shape[2] > MAX_PAIRS:
+            raise ValueError(f"A dense assignment of shape {shape} is too large; use `index` and `weight`.")
+        return densify(self.weight, self.index, self.num_regions)
 
-    def _pool_tiles(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.tiles is not None
-        with self._without_autocast():
-            return tile_pool(self.tiles, self._weight, x)
+    def _all_index(self) -> Tensor:
+        """Return the region of each entry also where all regions are entries, shape ``(B, T, P)``."""
+        if self.index is not None:
+            return self.index
+        every = torch.arange(self.num_regions, dtype=torch.int32, device=self.weight.device)
+        return every.view(1, -1, 1).expand(self.weight.shape)
 
-    def _fill_empty(self, pooled: Tensor, mass: Tensor, x: Tensor) -> Tensor:
-        if self.features is None or self.centers is None or self.known_centers is None:
-            return pooled
-        known_map, known_centers = self.known_centers
-        if x is known_map:
-            return torch.where(mass[..., None] > 0, pooled, known_centers.to(pooled.dtype))
-        # one more pass gives the centres' values in another map; where reading the masses is free, only if needed
-        eager = mass.device.type == "cpu" and not torch.compiler.is_compiling()
-        if eager and bool((mass > 0).all()):
-            return pooled
-        last = ops.centre_update(self.features.flatten(2), self.centers, values=x.flatten(2))[0]
-        return torch.where(mass[..., None] > 0, pooled, last.to(pooled.dtype))
+    def _with(self, function: Callable[[Tensor], Tensor]) -> Assignment:
+        leaves, plan = _pytree.tree_flatten(self)
+        return _pytree.tree_unflatten([function(x) if isinstance(x, Tensor) else x for x in leaves], plan)
 
     def _check_map(self, x: Tensor) -> None:
         check_ndim("x", x, 4, shape="(B, C, H, W)")
@@ -304,5 +389,20 @@ class Assignment:
 
     def __repr__(self) -> str:
         """Show sizes."""
-        form = "dense" if self.tiles is None else f"candidates={self.tiles.num_candidates}"
-        return f"Assignment(batch_size={self.batch_size}, size={self.size}, regions={self.num_regions}, {form})"
+        form = "all" if self.index is None else str(self.weight.shape[1])
+        return f"Assignment(batch_size={self.batch_size}, size={self.size}, regions={self.num_regions}, entries={form})"
+
+
+def _flatten(s: Assignment) -> tuple[list[Tensor | None], tuple[Any, ...]]:
+    return [s.weight, s.index, s.seeds, s.centers], (s.size, s.num_regions, s.grid)
+
+
+def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Assignment:
+    out = Assignment.__new__(Assignment)  # leaves may be anything while a pytree is mapped
+    out.weight, out.index, out.seeds, out.centers = leaves
+    out.size, out.num_regions, out.grid = context
+    return out
+
+
+_pytree.register_pytree_node(Assignment, _flatten, _unflatten, serialized_type_name="hggraph.Assignment")
+torch.serialization.add_safe_globals([Assignment])
