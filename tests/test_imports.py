@@ -35,10 +35,11 @@ THIRD_PARTY = {
     "stencil": {"torch"},
     "kernels": {"torch", "triton"},
     "ops": {"torch", "triton"},
+    "ops/fast": {"torch", "numba", "numpy"},
 }
 OPTIONAL = {
     *["av", "jsonargparse", "pycocotools", "scipy", "tensorboard", "torchcodec", "yaml"],
-    *["lightning", "lightning_fabric", "matplotlib", "pytorch_lightning", "rasterio", "skimage"],
+    *["lightning", "lightning_fabric", "matplotlib", "numba", "pytorch_lightning", "rasterio", "skimage"],
     *["sklearn", "timm", "torch_scatter", "torchmetrics", "torchvision", "triton"],
 }
 
@@ -72,7 +73,7 @@ def wrong_imports(source: str, path: str) -> list[str]:
     for name, line, inside in imported_names(ast.parse(source), ".".join(["hggraph", *parts[:-1]])):
         top, *rest = name.split(".")
         if top != "hggraph":
-            allowed = THIRD_PARTY.get(here)
+            allowed = THIRD_PARTY.get("/".join(parts[:2]), THIRD_PARTY.get(here))
             if allowed is not None and top not in allowed | sys.stdlib_module_names:
                 errors.append(f"{path}:{line}: {here} must not import {top}")
             elif top == "triton" and here != "kernels" and not inside:
@@ -112,6 +113,9 @@ def test_imports_go_down():
         ("_check.py", "from .stencil import Stencil"),
         ("ops/a.py", "from torch_geometric.utils import softmax"),
         ("ops/a.py", "import numpy as np"),
+        ("ops/a.py", "import numba"),
+        ("ops/fast/a.py", "import triton"),
+        ("ops/fast/a.py", "from hggraph.graph import Assignment"),
         ("ops/a.py", "import triton"),
         ("ops/a.py", "from hggraph.kernels.a import a_fwd"),
         ("ops/a.py", "from ..graph import Assignment"),
@@ -138,6 +142,7 @@ def test_wrong_import_is_caught(path, source):
     [
         ("stencil.py", "import math\nimport torch\nfrom torch import Tensor"),
         ("stencil.py", "from hggraph._check import check"),
+        ("ops/fast/a.py", "import numba\nimport numpy as np\nfrom hggraph.ops.fast.b import c"),
         ("ops/a.py", "from . import b\nfrom .b import c\nfrom .._check import check"),
         ("ops/a.py", "def f():\n    import triton\n    from hggraph.kernels.a import a_fwd"),
         ("nn/a.py", "from hggraph.cluster import SoftSLIC\nfrom hggraph import ops"),

@@ -1,0 +1,61 @@
+"""Regions of photos on a CPU: each step of the clustering as compiled loops over stripes of blocks (needs Numba).
+
+Nothing here is imported before its first use, and nothing is compiled before its first call; compiled code is kept
+in Numba's cache. Every function takes one image, runs on torch's number of threads and gives the same bits on any
+number of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hggraph.ops.fast._assign import assign as assign
+    from hggraph.ops.fast._assign import labels as labels
+    from hggraph.ops.fast._connect import connect as connect
+    from hggraph.ops.fast._edges import edges_of_labels as edges_of_labels
+    from hggraph.ops.fast._edges import edges_of_weights as edges_of_weights
+    from hggraph.ops.fast._lab import lab as lab
+    from hggraph.ops.fast._lists import nearest_regions as nearest_regions
+    from hggraph.ops.fast._pool import pool as pool
+    from hggraph.ops.fast._pool import pool_labels as pool_labels
+    from hggraph.ops.fast._seeds import density_seeds as density_seeds
+    from hggraph.ops.fast._update import slic as slic
+from hggraph.ops.fast.plain_connect import plain_connect as plain_connect
+
+_HOME = {
+    "assign": "_assign",
+    "connect": "_connect",
+    "density_seeds": "_seeds",
+    "edges_of_labels": "_edges",
+    "edges_of_weights": "_edges",
+    "lab": "_lab",
+    "labels": "_assign",
+    "nearest_regions": "_lists",
+    "pool": "_pool",
+    "pool_labels": "_pool",
+    "slic": "_update",
+}
+
+__all__ = ["available", "plain_connect", *_HOME]
+
+
+def available() -> bool:
+    """Say whether Numba can be imported, and with it every function of this package.
+
+    Example:
+        >>> available() in (True, False)
+        True
+    """
+    return importlib.util.find_spec("numba") is not None
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function at its first use: Numba takes half a second, and may not be there."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not available():
+        raise ImportError(f"hggraph.ops.fast.{name} needs Numba: pip install 'hggraph[fast]'.")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
