@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
-__all__ = ["Stencil"]
+__all__ = ["Stencil", "whole_offsets"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,10 +28,10 @@ class Stencil:
     where the set is the nine directions of a 3x3 convolution).
 
     Args:
-        offsets: K displacements (pixels), each a sequence of the same number of integers, without repetition.
+        offsets: K displacements (pixels), each a sequence of the same number of whole numbers, without repetition.
 
     Raises:
-        ValueError: if `offsets` is empty, mixes dimensions, repeats a displacement or is not made of integers.
+        ValueError: if `offsets` is empty, mixes dimensions, repeats a displacement or is not made of whole numbers.
 
     Example:
         >>> s = Stencil.square(3)
@@ -41,12 +42,9 @@ class Stencil:
     offsets: tuple[tuple[int, ...], ...]
 
     def __init__(self, offsets: Iterable[Iterable[int]]) -> None:
-        rows = [tuple(offset) for offset in offsets]
+        rows = whole_offsets(offsets)
         if not rows:
             raise ValueError("`offsets` must hold at least one displacement, got none.")
-        if any(int(value) != value for row in rows for value in row):
-            raise ValueError(f"`offsets` must be whole pixels, got {rows}.")
-        rows = [tuple(int(value) for value in row) for row in rows]
         if len({len(row) for row in rows}) != 1 or not rows[0]:
             raise ValueError(f"`offsets` must all have the same number of axes (at least 1), got {rows}.")
         if len(set(rows)) != len(rows):
@@ -55,7 +53,7 @@ class Stencil:
 
     @classmethod
     def square(
-        cls, kernel_size: int | tuple[int, ...] = 3, *, dilation: int | tuple[int, ...] = 1, ndim: int = 2
+        cls, kernel_size: int | Iterable[int] = 3, *, dilation: int | Iterable[int] = 1, ndim: int = 2
     ) -> Stencil:
         """Return the taps of a convolution with zero padding ``dilation * (kernel_size // 2)``.
 
@@ -69,18 +67,19 @@ class Stencil:
             A stencil of ``kernel_size ** ndim`` displacements in the order of ``Conv2d.weight``'s taps.
 
         Raises:
-            ValueError: if a number is below 1, or the two arguments have different numbers of axes.
+            ValueError: if a number is not whole or below 1, or the two arguments have different numbers of axes.
 
         Example:
             >>> Stencil.square(2).offsets
             ((-1, -1), (-1, 0), (0, -1), (0, 0))
         """
-        if isinstance(kernel_size, tuple):
-            ndim = len(kernel_size)
-        elif isinstance(dilation, tuple):
-            ndim = len(dilation)
-        sizes = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * ndim
-        steps = dilation if isinstance(dilation, tuple) else (dilation,) * ndim
+        per_axis = {"kernel_size": kernel_size, "dilation": dilation}
+        given = {name: tuple(value) for name, value in per_axis.items() if isinstance(value, tuple | list)}
+        ndim = len(next(iter(given.values()))) if given else _whole("ndim", ndim)
+        sizes, steps = (
+            tuple(_whole(name, number) for number in given.get(name, (value,) * ndim))
+            for name, value in per_axis.items()
+        )
         if len(sizes) != len(steps):
             raise ValueError(f"`kernel_size` {sizes} and `dilation` {steps} must have the same number of axes.")
         if not sizes or min(sizes) < 1 or min(steps) < 1:
@@ -135,3 +134,34 @@ class Stencil:
             return f"Stencil({self.offsets})"
         size = "x".join(map(str, sizes))
         return f"Stencil({size}, dilation={steps[0] if len(set(steps)) == 1 else steps})"
+
+
+def whole_offsets(offsets: Iterable[Iterable[int]]) -> list[tuple[int, ...]]:
+    """Return displacements as tuples of integers.
+
+    Raises:
+        ValueError: if one is no sequence of whole numbers.
+
+    Example:
+        >>> whole_offsets([[0.0, -1], (2, 3)])
+        [(0, -1), (2, 3)]
+    """
+    try:
+        rows = [tuple(offset) for offset in offsets]
+    except TypeError:
+        raise ValueError(f"`offsets` must be a sequence of displacements such as (0, 1), got {offsets!r}.") from None
+    return [tuple(_whole("offsets", value) for value in row) for row in rows]
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a whole number of any numeric type as an integer; a bool, a string, NaN are none."""
+    if type(value) is int:
+        return value
+    try:
+        whole = int(value)
+        # a string equals no number; a bool, of any library, compares as one
+        if whole == value and "bool" not in f"{type(value)} {getattr(value, 'dtype', None)}":
+            return whole
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"`{name}` must be whole pixels, got {value!r}.")

@@ -1,8 +1,9 @@
 """Adjacency of regions per direction: ``A_k[i, j] = sum_p S_ip S_j,p+offset_k``, then its clean-up.
 
 One launch computes the products of all pairs of opposite directions; a second adds their parts, cancels, filters,
-chooses the strongest direction and sums the degrees, all K directions of a few pairs (i, j) in one tile. A table says
-which product a direction reads, and whether transposed.
+chooses the strongest direction and sums the degrees, up to 128 directions of a few pairs (i, j) in one tile; of more,
+each program looks through all blocks of directions for the strongest and writes one of them. A table says which
+product a direction reads, and whether transposed.
 """
 
 from __future__ import annotations
@@ -79,34 +80,63 @@ def _raw(p_raw, product, transposed, o_i, o_j, inside, regions, parts, s_part):
 
 
 @triton.jit
+def _cleaned(
+    p_raw, p_directions, o_k, o_i, o_j, regions, directions, parts, s_part, FILTER: tl.constexpr,
+    NOISE_CANCEL: tl.constexpr,
+):  # fmt: skip
+    """Return the strengths of all connections (BLOCK_K, BLOCK_I, BLOCK_J), 0 in the centre direction."""
+    product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
+    transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
+    inside = (o_i[None, :, None] < regions) & (o_j[None, None] < regions)
+    touches = inside & (product >= 0)[:, None, None]
+    value = _raw(p_raw, product, transposed, o_i, o_j, touches, regions, parts, s_part)
+    if NOISE_CANCEL:
+        value -= _raw(p_raw, product, 1 - transposed, o_i, o_j, touches, regions, parts, s_part)
+    diagonal = o_i[None, :, None] == o_j[None, None]
+    return tl.where((value >= FILTER) & (diagonal == 0), value, 0.0)
+
+
+@triton.jit
 def _region_adjacency_clean_kernel(
-    p_raw, p_directions, p_out, p_degree, regions, directions, parts, s_part, s_batch, FILTER: tl.constexpr,
-    TIE: tl.constexpr, NOISE_CANCEL: tl.constexpr, MAX_DIRECTION: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    p_raw, p_directions, p_out, p_degree, center, regions, directions, parts, s_part, s_batch, FILTER: tl.constexpr,
+    TIE: tl.constexpr, NOISE_CANCEL: tl.constexpr, MAX_DIRECTION: tl.constexpr, BLOCKS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(regions, BLOCK_I)
     o_i = tl.program_id(0) % tiles * BLOCK_I + tl.arange(0, BLOCK_I)
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    o_k = tl.arange(0, BLOCK_K)
-    product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
-    transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
-    center = (product < 0)[:, None, None]
+    o_k = tl.program_id(0) // tiles % BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
+    batch = (tl.program_id(0) // (tiles * BLOCKS)).to(tl.int64)
     p_raw += batch * s_batch
     degree = tl.zeros((BLOCK_K, BLOCK_I), dtype=tl.float32)
     for start in range(0, regions, BLOCK_J):
         o_j = start + tl.arange(0, BLOCK_J)
-        inside = (o_i[None, :, None] < regions) & (o_j[None, None] < regions)
-        touches = inside & (product >= 0)[:, None, None]
-        value = _raw(p_raw, product, transposed, o_i, o_j, touches, regions, parts, s_part)
-        if NOISE_CANCEL:
-            value -= _raw(p_raw, product, 1 - transposed, o_i, o_j, touches, regions, parts, s_part)
-        diagonal = o_i[None, :, None] == o_j[None, None]
-        value = tl.where((value >= FILTER) & (diagonal == 0), value, 0.0)
+        value = _cleaned(
+            p_raw, p_directions, o_k, o_i, o_j, regions, directions, parts, s_part, FILTER, NOISE_CANCEL
+        )  # fmt: skip
         if MAX_DIRECTION:  # of those equal up to rounding the first
-            near = value >= tl.max(value, 0)[None] * TIE
-            first = tl.min(tl.where(near, o_k[:, None, None], BLOCK_K), 0)
+            if BLOCKS == 1:
+                near = value >= tl.max(value, 0)[None] * TIE
+                first = tl.min(tl.where(near, o_k[:, None, None], BLOCK_K), 0)
+            else:
+                most = tl.zeros((BLOCK_I, BLOCK_J), dtype=tl.float32)
+                for block in range(0, BLOCKS):
+                    o_b = block * BLOCK_K + tl.arange(0, BLOCK_K)
+                    other = _cleaned(
+                        p_raw, p_directions, o_b, o_i, o_j, regions, directions, parts, s_part, FILTER, NOISE_CANCEL
+                    )  # fmt: skip
+                    most = tl.maximum(most, tl.max(other, 0))
+                first = tl.full((BLOCK_I, BLOCK_J), BLOCKS * BLOCK_K, dtype=tl.int32)
+                for block in range(0, BLOCKS):
+                    o_b = block * BLOCK_K + tl.arange(0, BLOCK_K)
+                    other = _cleaned(
+                        p_raw, p_directions, o_b, o_i, o_j, regions, directions, parts, s_part, FILTER, NOISE_CANCEL
+                    )  # fmt: skip
+                    near = other >= most[None] * TIE
+                    first = tl.minimum(first, tl.min(tl.where(near, o_b[:, None, None], BLOCKS * BLOCK_K), 0))
             value = tl.where(o_k[:, None, None] == first[None], value, 0.0)
-        value = tl.where(center & diagonal & inside, 1.0, value)
+        inside = (o_i[None, :, None] < regions) & (o_j[None, None] < regions)
+        diagonal = o_i[None, :, None] == o_j[None, None]
+        value = tl.where((o_k == center)[:, None, None] & diagonal & inside, 1.0, value)
         degree += tl.sum(value, 2)
         rows = (batch * directions + o_k)[:, None, None] * regions + o_i[None, :, None]
         mask = inside & (o_k < directions)[:, None, None]
@@ -170,12 +200,14 @@ def region_adjacency(
     out = torch.empty(batch, num, regions, regions, device=assignment.device, dtype=assignment.dtype)
     degree = torch.empty(batch, num, regions, device=assignment.device, dtype=assignment.dtype)
     block_k = block(num, least=2)
+    blocks = cdiv(num, block_k)
     block_j = max(1, min(32, 2048 // block_k // 8))
+    center = directions[::2].index(CENTER) if CENTER in directions[::2] else num
     launch(
-        _region_adjacency_clean_kernel, batch * cdiv(regions, 8), raw,
-        int_table(tuple(directions), assignment.device), out, degree, regions, num, parts, *raw.stride()[:2],
-        FILTER=filter_below, TIE=tie, NOISE_CANCEL=noise_cancel, MAX_DIRECTION=max_direction, BLOCK_K=block_k,
-        BLOCK_I=8, BLOCK_J=block_j, num_warps=8,
+        _region_adjacency_clean_kernel, batch * cdiv(regions, 8) * blocks, raw,
+        int_table(tuple(directions), assignment.device), out, degree, center, regions, num, parts, *raw.stride()[:2],
+        FILTER=filter_below, TIE=tie, NOISE_CANCEL=noise_cancel, MAX_DIRECTION=max_direction, BLOCKS=blocks,
+        BLOCK_K=block_k, BLOCK_I=8, BLOCK_J=block_j, num_warps=8,
     )  # fmt: skip
     return out, degree
 

@@ -5,6 +5,7 @@ import dataclasses
 import pickle
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,10 +112,12 @@ def test_immutable():
 
 
 def test_whole_numbers():
-    for row in ([1.0, -2.0], torch.tensor([1, -2]), torch.tensor([1.0, -2.0])):
+    for row in ([1.0, -2.0], torch.tensor([1, -2]), torch.tensor([1.0, -2.0]), np.array([1, -2], np.int8)):
         (offset,) = Stencil([row])
         assert offset == (1, -2)
         assert all(type(value) is int for value in offset)
+    assert Stencil.square([3, 2.0], dilation=[np.int64(1), 2]) == Stencil.square((3, 2), dilation=(1, 2))
+    assert Stencil.square(torch.tensor(3), ndim=1) == Stencil([(-1,), (0,), (1,)])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,23 @@ def test_repr(stencil, text):
         ([(0, 1), (0,)], "same number of axes"),
         ([(0, 1), (1, 0), (0, 1)], "must not repeat"),
         ([(0, 1), (0.0, 1.0)], "must not repeat"),
-        ([(0, 0.5)], "whole pixels"),
+        ([(0, 0.5)], r"`offsets` must be whole pixels, got 0\.5"),
+        ([(0.5, 1)], "whole pixels"),
+        ([("1", 1)], r"whole pixels, got '1'"),
+        (["01"], "whole pixels"),
+        ("01", "whole pixels"),
+        ([(0, float("nan"))], "whole pixels, got nan"),
+        ([(0, float("inf"))], "whole pixels"),
+        ([(0, True)], "whole pixels, got True"),
+        ([(np.bool_(True), 0)], "whole pixels"),
+        (torch.tensor([[True, False]]), "whole pixels"),
+        ([(0, None)], "whole pixels"),
+        ([(0, 1j)], "whole pixels"),
+        ([(0, (1,))], "whole pixels"),
+        ([(0, torch.tensor([1, 2]))], "whole pixels"),
+        ([1, 2], r"sequence of displacements such as \(0, 1\), got \[1, 2\]"),
+        (3, "sequence of displacements"),
+        (None, "sequence of displacements"),
     ],
 )
 def test_bad_offsets(offsets, message):
@@ -160,6 +179,14 @@ def test_bad_offsets(offsets, message):
         ({"dilation": 0}, ">= 1"),
         ({"ndim": 0}, ">= 1"),
         ({"kernel_size": (3, 3), "dilation": (1, 1, 1)}, "same number of axes"),
+        ({"kernel_size": []}, ">= 1"),
+        ({"kernel_size": [2.5, 3]}, r"`kernel_size` must be whole pixels, got 2\.5"),
+        ({"kernel_size": 2.5}, "`kernel_size` must be whole"),
+        ({"kernel_size": "3"}, "`kernel_size` must be whole"),
+        ({"kernel_size": True}, "`kernel_size` must be whole"),
+        ({"kernel_size": float("inf")}, "`kernel_size` must be whole"),
+        ({"dilation": (1, None)}, "`dilation` must be whole"),
+        ({"ndim": 1.5}, "`ndim` must be whole"),
     ],
 )
 def test_bad_squares(arguments, message):

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import make_autograd_impl
+from torch.autograd.forward_ad import unpack_dual
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
@@ -33,6 +35,7 @@ BACKENDS = ("torch", "triton")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _forced: ContextVar[str | None] = ContextVar("hggraph_backend", default=None)
 _bodies: dict[Any, Callable[..., Any]] = {}  # of the operators, by what torch.ops calls them
+_overrides = torch.library.Library("hggraph", "FRAGMENT")  # lasts as long as the operators
 _log = logging.getLogger("hggraph")
 
 
@@ -58,7 +61,7 @@ def operator(
     Returns:
         A decorator that gives back the operator, callable like the function. To torch.compile it is one node, on
         every device; a `triton_op` would be traced instead, and the PyTorch paths that read a pointer's bounds on
-        the CPU cannot be.
+        the CPU cannot be. It differentiates in reverse mode alone, and refuses forward mode.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -76,11 +79,29 @@ def operator(
         if backward is not None:
             run, setup = _same_backend(backward, setup_context)
             op.register_autograd(run, setup_context=setup)
+        _refuse_forward_mode(name, op)
         if flops is not None:
             register_flop_formula(packet)(flops)
         return op
 
     return register
+
+
+def _refuse_forward_mode(name: str, op: Any) -> None:
+    """Let an operator raise for inputs with tangents, which torch.library would drop: the derivative would be 0."""
+    # what torch.library itself registers here, from the operator's setup_context and backward
+    differentiate = make_autograd_impl(getattr(torch.ops.hggraph, name).default, op)
+
+    def checked(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        for value in args:
+            if isinstance(value, Tensor) and unpack_dual(value).tangent is not None:
+                raise NotImplementedError(
+                    f"hggraph::{name} has no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad). Use reverse "
+                    "mode: `backward`, torch.autograd.grad or torch.autograd.functional.jacobian."
+                )
+        return differentiate(keys, *args, **kwargs)
+
+    _overrides.impl(name, checked, "Autograd", with_keyset=True)
 
 
 def _same_backend(backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> tuple[Any, Any]:

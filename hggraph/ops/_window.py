@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hggraph.stencil import whole_offsets
+
 __all__ = ["BORDERS", "check_window", "flat_offsets", "neighbours", "readers"]
 
 BORDERS = ("zero", "mask", "shift")
@@ -24,11 +26,10 @@ def flat_offsets(offsets: Sequence[Sequence[int]]) -> list[int]:
         >>> flat_offsets([(0, -1), (2, 3)])
         [0, -1, 2, 3]
     """
-    if len(offsets) == 0 or any(len(offset) != 2 for offset in offsets):
+    rows = whole_offsets(offsets)
+    if not rows or any(len(row) != 2 for row in rows):
         raise ValueError(f"`offsets` must be at least one displacement (dy, dx), got {list(offsets)}.")
-    if any(int(value) != value for offset in offsets for value in offset):
-        raise ValueError(f"`offsets` must be whole pixels, got {list(offsets)}.")
-    return [int(value) for offset in offsets for value in offset]
+    return [value for row in rows for value in row]
 
 
 def check_window(size: Sequence[int], offsets: Sequence[int], border: str) -> None:

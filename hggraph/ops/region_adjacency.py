@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph._check import check_ndim
+from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
+from hggraph.ops._window import flat_offsets
 
 __all__ = ["FILTER", "region_adjacency"]
 
@@ -50,7 +52,8 @@ def region_adjacency(
         ValueError: if shapes disagree.
 
     Note:
-        One product of 2 B R^2 P operations per pair of opposite directions. Deterministic, static shapes.
+        One product of 2 B R^2 P operations per pair of opposite directions. Deterministic, static shapes. Half
+        precision is multiplied, cleaned up and summed in float32 and rounded at the end.
 
     Example:
         >>> left_right = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # two pixels side by side, two regions
@@ -61,9 +64,7 @@ def region_adjacency(
     check_ndim("assignment", assignment, 3, shape="(B, R, P)")
     if len(size) != 2 or size[0] * size[1] != assignment.shape[2]:
         raise ValueError(f"`size` {tuple(size)} must multiply to the {assignment.shape[2]} pixels of `assignment`.")
-    if not offsets or any(len(offset) != 2 for offset in offsets):
-        raise ValueError(f"`offsets` must be displacements (dy, dx), got {offsets}.")
-    flat = [int(value) for offset in offsets for value in offset]
+    flat = flat_offsets(offsets)
     out = torch.ops.hggraph.region_adjacency(assignment, list(size), flat, noise_cancel, max_direction)
     return out if return_degree else out[0]
 
@@ -72,7 +73,8 @@ def region_adjacency_reference(
     assignment: Tensor, size: Sequence[int], offsets: Sequence[Sequence[int]], noise_cancel: bool, max_direction: bool
 ) -> Tensor:
     """Return `region_adjacency` with the pixel adjacency written out and every clean-up step in its order."""
-    (height, width), regions = size, assignment.shape[1]
+    (height, width), regions, dtype = size, assignment.shape[1], assignment.dtype
+    assignment = assignment.to(compute_dtype(assignment))
     raw = []
     for dy, dx in offsets:
         shift = assignment.new_zeros(height * width, height * width)
@@ -94,7 +96,7 @@ def region_adjacency_reference(
         out = out * strongest_direction(out)
     for k in centers:
         out[:, k] = eye
-    return out
+    return out.to(dtype)
 
 
 def opposite_pairs(offsets: Sequence[int]) -> list[tuple[int, int | None]]:
@@ -109,6 +111,23 @@ def opposite_pairs(offsets: Sequence[int]) -> list[tuple[int, int | None]]:
     return out
 
 
+def cleaned(weight: Tensor, reverse: Tensor, noise_cancel: bool, max_direction: bool) -> Tensor:
+    """Return products ``A_k[i, j]``, directions in dimension 1, as cancelled, filtered and chosen strengths.
+
+    What is no connection, diagonals and the centre direction, is 0 before.
+
+    Args:
+        weight: Shape ``(n, K, ...)``, float32 or float64.
+        reverse: ``A_k[j, i]``, the opposite directions, likewise.
+        noise_cancel: Subtract `reverse`.
+        max_direction: Keep the strongest direction alone.
+    """
+    if noise_cancel:
+        weight = (weight - reverse).clamp_(min=0)
+    weight = torch.where(weight < FILTER, 0, weight)
+    return weight * strongest_direction(weight) if max_direction else weight
+
+
 def strongest_direction(weight: Tensor) -> Tensor:
     """Mark the largest of the directions in dimension 1; of those equal up to rounding the first."""
     near = weight >= weight.amax(1, keepdim=True) * tie(weight.dtype)
@@ -117,23 +136,11 @@ def strongest_direction(weight: Tensor) -> Tensor:
 
 
 def tie(dtype: torch.dtype) -> float:
-    """Return the share of the strongest direction from which another counts as equal up to rounding."""
-    return 1 - 1024 * torch.finfo(dtype).eps
+    """Return the share of the strongest direction from which another counts as equal up to rounding.
 
-
-def clean_up(raw: Tensor, noise_cancel: bool, max_direction: bool, center: int | None) -> Tensor:
-    """Cancel, filter and choose directions of raw products ``(B, K, R, R)``; overwrites `raw`."""
-    own = torch.eye(raw.shape[2], dtype=torch.bool, device=raw.device)
-    if noise_cancel:
-        raw = (raw - raw.transpose(2, 3)).clamp_(min=0)
-    raw.masked_fill_((raw < FILTER) | own, 0)
-    if center is not None:
-        raw[:, center] = 0
-    if max_direction:
-        raw = raw * strongest_direction(raw)
-    if center is not None:
-        raw[:, center] = own.to(raw.dtype)
-    return raw
+    Strengths are sums in float32, also those that are kept in half precision.
+    """
+    return 1 - 1024 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
 def _padded(assignment: Tensor, size: Sequence[int], offsets: Sequence[int]) -> tuple[Tensor, int]:
@@ -161,7 +168,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, grad_degree: Tensor) -> tuple[Any, ...]:
     assignment, out = ctx.saved_tensors
-    grad = grad + grad_degree.unsqueeze(-1)
+    grad = grad.to(compute_dtype(assignment)) + grad_degree.unsqueeze(-1)
     grad = torch.ops.hggraph.region_adjacency_backward(grad, assignment, out, ctx.size, ctx.offsets, ctx.noise_cancel)
     return grad, None, None, None, None
 
@@ -192,16 +199,19 @@ def _region_adjacency(
     if (triton := kernel("region_adjacency", assignment)) is not None:
         share = tie(torch.float32)
         return triton.region_adjacency(assignment, size, offsets, noise_cancel, max_direction, FILTER, share)
-    flat, width = _padded(assignment, size, offsets)
+    flat, width = _padded(assignment.to(compute_dtype(assignment)), size, offsets)
     batch, regions = assignment.shape[:2]
-    raw = assignment.new_zeros(batch, len(offsets) // 2, regions, regions)
+    raw = flat.new_zeros(batch, len(offsets) // 2, regions, regions)
     for k, other in opposite_pairs(offsets):
         target, source = _shifted(flat, offsets[2 * k] * width + offsets[2 * k + 1])
         raw[:, k] = torch.bmm(target, source.transpose(1, 2))
         if other is not None:
             raw[:, other] = raw[:, k].transpose(1, 2)
-    out = clean_up(raw, noise_cancel, max_direction, _center(offsets))
-    return out, out.sum(-1)
+    raw.diagonal(dim1=2, dim2=3).zero_()
+    out = cleaned(raw, raw.transpose(2, 3), noise_cancel, max_direction)
+    if (center := _center(offsets)) is not None:
+        out[:, center] = torch.eye(regions, dtype=out.dtype, device=out.device)
+    return out.to(assignment.dtype), out.sum(-1).to(assignment.dtype)
 
 
 @operator(
@@ -221,10 +231,11 @@ def _region_adjacency_backward(
 ) -> Tensor:
     if (triton := kernel("region_adjacency", grad, assignment)) is not None:
         return triton.region_adjacency_backward(grad, assignment, out, size, offsets, noise_cancel)
-    grad = torch.where(out > 0, grad, 0)
+    dtype = compute_dtype(assignment)
+    grad = torch.where(out > 0, grad.to(dtype), 0)
     if noise_cancel:
         grad = grad - grad.transpose(2, 3)
-    flat, width = _padded(assignment, size, offsets)
+    flat, width = _padded(assignment.to(dtype), size, offsets)
     grad_flat = torch.zeros_like(flat)
     for k, other in opposite_pairs(offsets):
         grad_k = grad[:, k] if other is None else grad[:, k] + grad[:, other].transpose(1, 2)
@@ -232,4 +243,5 @@ def _region_adjacency_backward(
         (target, source), (grad_target, grad_source) = _shifted(flat, shift), _shifted(grad_flat, shift)
         grad_target += torch.bmm(grad_k, source)
         grad_source += torch.bmm(grad_k.transpose(1, 2), target)
-    return grad_flat.view(*assignment.shape[:2], size[0], width)[..., : size[1]].reshape(assignment.shape)
+    grad = grad_flat.view(*assignment.shape[:2], size[0], width)[..., : size[1]]
+    return grad.reshape(assignment.shape).to(assignment.dtype)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hggraph._check import check_ndim
+from hggraph._check import check_ndim, check_range
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
 
@@ -36,10 +36,13 @@ def segment_reduce(
         of a maximum is shared equally by the entries that reach it.
 
     Raises:
-        ValueError: if a shape or `reduce` is not as said.
+        ValueError: if a shape or `reduce` is not as said; on the CPU also if `ptr` decreases, does not start at 0 or
+            end at E, or `index` names no row.
+        TypeError: if `ptr` or `index` is not long.
 
     Note:
-        Cost O(E C). Deterministic: no atomics, forward or backward.
+        Cost O(E C). Deterministic: no atomics, forward or backward. A GPU is not made to wait: there a wrong `ptr`
+        or `index` is undefined.
 
     Example:
         >>> segment_reduce(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 2, 3]))
@@ -51,6 +54,8 @@ def segment_reduce(
         raise ValueError(f"`reduce` must be one of {REDUCTIONS}, got {reduce!r}.")
     if reduce == "max" and weight is not None:
         raise ValueError("`weight` cannot be used with reduce='max'; scale `x` before.")
+    if index is not None:
+        check_ndim("index", index, 1, shape="(E,)")
     entries = x.shape[0] if index is None else index.shape[0]
     if weight is not None and weight.shape != (entries,):
         raise ValueError(f"`weight` must have shape ({entries},), got {tuple(weight.shape)}.")
@@ -69,6 +74,10 @@ def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
     Returns:
         The shape of `x`; each non-empty segment sums to 1. Computed relative to each segment's maximum, so it
         does not overflow. Differentiable, deterministic, O(E H).
+
+    Raises:
+        ValueError: if a shape is not as said; on the CPU also if `ptr` decreases, does not start at 0 or end at E.
+        TypeError: if `ptr` is not long.
 
     Example:
         >>> segment_softmax(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([0, 2, 3]))
@@ -136,6 +145,27 @@ def segment_reduce_reference(
     return torch.stack(out) if out else x.new_zeros(0, x.shape[1])
 
 
+def _check_entries(ptr: Tensor, entries: int, index: Tensor | None = None, rows: int = 0) -> None:
+    """Raise unless pointer and index lead nowhere but into the rows; reads them on the CPU only."""
+    for name, tensor in (("ptr", ptr), ("index", index)):
+        if tensor is not None and tensor.dtype != torch.long:
+            raise TypeError(f"`{name}` must be long (torch.int64), got {tensor.dtype}. Convert it with `.long()`.")
+    if ptr.device.type != "cpu":
+        return
+    if ptr.shape[0] == 0 or int(ptr[0]) != 0 or int(ptr[-1]) != entries:
+        ends = f"from {int(ptr[0])} to {int(ptr[-1])}" if ptr.shape[0] else "no bound"
+        raise ValueError(f"`ptr` must start at 0 and end at the number of entries, {entries}, got {ends}.")
+    falls = ptr[1:] < ptr[:-1]
+    if bool(falls.any()):
+        at = int(falls.to(torch.uint8).argmax())
+        raise ValueError(
+            f"`ptr` must not decrease, got {int(ptr[at])} before {int(ptr[at + 1])} at position {at}. "
+            "`csr_pointer` of a sorted index makes one."
+        )
+    if index is not None and index.device.type == "cpu":
+        check_range("index", index, rows)
+
+
 def gather_scale_sum(x: Tensor, ptr: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     """Sum ``weight[e] * x[index[e]]`` over each segment in one pass; the fast path of the whole project."""
     if (triton := kernel("segment", x, weight)) is not None:
@@ -172,14 +202,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, None, None, None if weight is None else grad_weight, None
 
 
-@operator(
-    "segment_reduce",
-    fake=_segment_reduce_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    flops=lambda x, ptr, index, weight, reduce, **_: (x if index is None else index)[0] * x[1] * 2,
-)
-def _segment_reduce(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str) -> Tensor:
+def _reduced(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str) -> Tensor:
+    """Return `segment_reduce` of ``(M, C)`` rows by a pointer and an index that are known to be right."""
     if (triton := kernel("segment", x, weight)) is not None:
         return triton.segment_reduce(x, ptr, index, weight, reduce)
     if reduce == "max":
@@ -193,6 +217,19 @@ def _segment_reduce(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor
     dtype = compute_dtype(x)  # the sum may leave a half's range where the mean does not
     out = gather_scale_sum(x.to(dtype), ptr, _arange_if_none(x, index), None if weight is None else weight.to(dtype))
     return out.div_(ptr.diff().clamp(min=1)[:, None]).to(x.dtype)
+
+
+@operator(
+    "segment_reduce",
+    fake=_segment_reduce_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    flops=lambda x, ptr, index, weight, reduce, **_: (x if index is None else index)[0] * x[1] * 2,
+    opened=_reduced,
+)
+def _segment_reduce(x: Tensor, ptr: Tensor, index: Tensor | None, weight: Tensor | None, reduce: str) -> Tensor:
+    _check_entries(ptr, x.shape[0] if index is None else index.shape[0], index, x.shape[0])
+    return _reduced(x, ptr, index, weight, reduce)
 
 
 def _segment_reduce_backward_fake(
@@ -265,19 +302,26 @@ def _softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return torch.ops.hggraph.segment_softmax_backward(grad, *ctx.saved_tensors), None
 
 
+def _softmax(x: Tensor, ptr: Tensor) -> Tensor:
+    """Return `segment_softmax` by a pointer that is known to be right."""
+    if (triton := kernel("segment", x)) is not None:
+        return triton.segment_softmax(x, ptr)
+    rows, segment = x.unsqueeze(1) if x.dim() == 1 else x, segment_ids(ptr, x.shape[0])
+    exponent = (rows - _reduced(rows, ptr, None, None, "max")[segment]).exp()
+    return (exponent / _reduced(exponent, ptr, None, None, "sum")[segment]).contiguous().view(x.shape)
+
+
 @operator(
     "segment_softmax",
     fake=lambda x, ptr: torch.empty_like(x, memory_format=torch.contiguous_format),
     setup_context=_softmax_setup,
     backward=_softmax_backward,
     flops=lambda x, ptr, **_: 4 * x[0] * (x[1] if len(x) > 1 else 1),
+    opened=_softmax,
 )
 def _segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
-    if (triton := kernel("segment", x)) is not None:
-        return triton.segment_softmax(x, ptr)
-    segment = segment_ids(ptr, x.shape[0])
-    exponent = (x - segment_reduce(x, ptr, reduce="max")[segment]).exp()
-    return (exponent / segment_reduce(exponent, ptr)[segment]).contiguous()
+    _check_entries(ptr, x.shape[0])
+    return _softmax(x, ptr)
 
 
 @operator(
@@ -289,5 +333,6 @@ def _segment_softmax_backward(grad: Tensor, out: Tensor, ptr: Tensor) -> Tensor:
     if (triton := kernel("segment", grad, out)) is not None:
         return triton.segment_softmax_backward(grad, out, ptr)
     weighted = out * grad
-    total = segment_reduce(weighted, ptr)[segment_ids(ptr, out.shape[0])]
-    return (weighted - out * total).contiguous()
+    rows = weighted.unsqueeze(1) if out.dim() == 1 else weighted
+    total = _reduced(rows, ptr, None, None, "sum")[segment_ids(ptr, out.shape[0])]
+    return (weighted - out * total.view(out.shape)).contiguous()

@@ -14,6 +14,7 @@ from hggraph.ops.segment import csr_pointer
 
 SQUARE = [value for offset in Stencil.square(3) for value in offset]
 WIDE = [value for offset in Stencil.square(3, dilation=2) for value in offset]
+MANY = [value for offset in Stencil.square(13) for value in offset]  # more than fit into a tile
 UNEVEN = [0, 0, 0, 1, 1, -1, 5, 0, -1, 1]  # some with an opposite, one that leaves the image
 
 
@@ -37,6 +38,10 @@ def last(x: Tensor) -> Tensor:
 
 def some(batch: int, entries: int, regions: int, pixels: int) -> Tensor:
     return torch.rand(batch, regions, pixels).argsort(1)[:, :entries].contiguous()
+
+
+def column(*labels: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(labels)).t()[None].float()
 
 
 def segments(entries: int, count: int) -> Tensor:
@@ -116,6 +121,8 @@ CASES = [
     Case("region_adjacency", "wide", lambda: (weights(1, 3, 20), [4, 5], WIDE, True, False)),
     Case("region_adjacency", "long", lambda: (weights(1, 3, 1147), [31, 37], SQUARE, True, True), 1e-4),
     Case("region_adjacency", "row", lambda: (weights(1, 3, 9), [1, 9], SQUARE, True, True)),
+    # one direction strongest alone in the second tile, one equal to one of the first
+    Case("region_adjacency", "many directions", lambda: (column(0, 3, 2, 2, 2, 1, 3), [7, 1], MANY, True, True)),
     Case("region_adjacency", "centre", lambda: (weights(1, 3, 9), [3, 3], [0, 0], True, True)),
     Case("region_pool", "plain", lambda: (rand(2, 19, 21), weights(2, 5, 21))),
     Case("region_pool", "channels last", lambda: (last(rand(2, 3, 33)), last(weights(2, 17, 33)))),

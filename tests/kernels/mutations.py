@@ -30,8 +30,9 @@ EQUIVALENT = {
     "_kept: logits > least": "a weight that is exactly the threshold",
     "_soft_assign_fwd_kernel: here > best": "of two equally near regions in two blocks the later",
     "_local_gather_kernel: o_p < pixels": "the pointer has an entry more than there are pixels",
-    "_region_adjacency_clean_kernel: value >= FILTER": "a strength that is exactly 1e-7",
+    "_cleaned: value >= FILTER": "a strength that is exactly 1e-7",
     "_region_adjacency_clean_kernel: value >= tl.max(value, 0)[None] * TIE": "one that is exactly the share that ties",
+    "_region_adjacency_clean_kernel: other >= most[None] * TIE": "one that is exactly the share that ties",
     "_typed_aggregate_fwd_kernel: longest > 0": "skips a direction without edges, which adds 0",
 }
 

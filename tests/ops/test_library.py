@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hggraph import Stencil, ops, use_backend
@@ -190,6 +191,30 @@ def test_differentiable(name):
         grads = torch.autograd.grad(out, leaves, [torch.rand_like(o) for o in out])
         assert [(g.shape, g.dtype) for g in grads] == [(t.shape, t.dtype) for t in leaves]
         assert all(t.isfinite().all() for t in (*out, *grads))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_forward_mode(name):
+    """A tangent in any argument, alone or inside functorch, is refused instead of dropped."""
+    operator, arguments = getattr(torch.ops.hggraph, name), SAMPLES[name]()[0]
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+    floats = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    assert floats
+    for i in floats:
+
+        def run(x, i=i):
+            return operator(*arguments[:i], x, *arguments[i + 1 :])
+
+        for grad_needed in (False, True):
+            x = arguments[i].clone().requires_grad_(grad_needed)
+            with pytest.raises(NotImplementedError, match=f"hggraph::{name} has no forward-mode derivative"):
+                torch.func.jvp(run, (x,), (torch.ones_like(x),))
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="Use reverse mode"):
+                run(forward_ad.make_dual(x, torch.ones_like(x)))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jacfwd(run)(arguments[i])
+        with forward_ad.dual_level():  # others may be differentiated around it
+            run(arguments[i])
 
 
 # Operator, arguments, and operations by hand: 2 for each multiplication with its addition.

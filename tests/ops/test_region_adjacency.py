@@ -168,15 +168,38 @@ def test_constant(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_half(near_float32, dtype, autocast):
-    assignment = torch.randn(2, 3, 20).mul(2).softmax(1).to(dtype).float()
-    rest = [(4, 5), SQUARE, False, False]
-    near_float32(adjacency, dtype, assignment, *rest, autocast=autocast)
+@flags
+def test_half(dtype, noise_cancel, max_direction):
+    """Of float32, only the result is rounded: values, degrees and gradients; under autocast too."""
+    assignment = torch.randn(2, 4, 63).mul(2).softmax(1).to(dtype)
+    choices = {"noise_cancel": noise_cancel, "max_direction": max_direction, "return_degree": True}
+    results = []
+    for leaf in (assignment.clone().requires_grad_(), assignment.float().requires_grad_()):
+        out, degree = region_adjacency(leaf, (7, 9), SQUARE, **choices)
+        assert out.dtype == degree.dtype == leaf.dtype
+        cotangents = (torch.linspace(-1, 1, x.numel()).view(x.shape).to(dtype).to(x.dtype) for x in (out, degree))
+        results.append((out, degree, *torch.autograd.grad((out, degree), leaf, tuple(cotangents))))
+    for half, whole in zip(*results, strict=True):
+        assert torch.equal(half, whole.to(dtype))
+    expected = loop(assignment.double(), (7, 9), SQUARE, noise_cancel, max_direction)
+    torch.testing.assert_close(results[0][0].double(), expected, rtol=torch.finfo(dtype).eps / 2, atol=1e-6)
+    assert ((results[0][0] > 0).sum((0, 2, 3)) > 0).sum() > 5  # not one direction for all
     with torch.autocast("cpu", dtype):
-        out = region_adjacency(assignment, (4, 5), SQUARE)
-    # Autocast does not reach inside.
-    assert torch.equal(out, region_adjacency(assignment, (4, 5), SQUARE))
+        assert torch.equal(results[1][1], region_adjacency(assignment.float(), (7, 9), SQUARE, **choices)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_strongest(dtype):
+    """The strongest direction is the strongest, and degrees are sums of more than a half's digits."""
+    labels = torch.zeros(1, 1, 600, dtype=torch.long)
+    labels[..., 300:] = 1
+    assignment = torch.cat([1 - labels, labels], 1).to(dtype)
+    out, degree = region_adjacency(assignment, (2, 300), SQUARE, return_degree=True)
+    assert out[0, :, 0, 1].nonzero().item() == SQUARE.index((1, 0))
+    assert out[0, SQUARE.index((1, 0)), 0, 1] == torch.tensor(300, dtype=dtype)
+    many = torch.full((1, 400, 6), 1 / 64, dtype=dtype)  # 400 * 3 / 4096 each
+    _, degree = region_adjacency(many, (2, 3), [(1, 0)], noise_cancel=False, max_direction=False, return_degree=True)
+    assert torch.equal(degree, torch.full((1, 1, 400), 399 * 3 / 4096, dtype=torch.float64).to(dtype))
 
 
 def test_batch():
@@ -206,8 +229,9 @@ def test_little(batch, regions, size):
         ({"assignment": torch.zeros(2, 6)}, "`assignment` must have shape"),
         ({"size": (2, 4)}, r"`size` \(2, 4\) must multiply to the 6 pixels"),
         ({"size": (1, 2, 3)}, "`size`"),
-        ({"offsets": []}, "`offsets` must be displacements"),
-        ({"offsets": [(0, 0, 1)]}, "`offsets` must be displacements"),
+        ({"offsets": []}, "`offsets` must be at least one displacement"),
+        ({"offsets": [(0, 0, 1)]}, "`offsets` must be at least one displacement"),
+        ({"offsets": [(0, 0.5)]}, "`offsets` must be whole pixels"),
     ],
 )
 def test_errors(change, message):

@@ -225,9 +225,49 @@ def test_gathered_dot():
         ({"reduce": "min"}, "`reduce` must be one of"),
         ({"weight": torch.ones(3)}, r"`weight` must have shape \(2,\)"),
         ({"reduce": "max", "weight": torch.ones(2)}, "cannot be used with reduce='max'"),
+        ({"index": torch.tensor([0, 2])}, r"`index` must be in \[0, 2\), got values from 0 to 2"),
+        ({"index": torch.tensor([-1, 1])}, r"`index` must be in \[0, 2\)"),
     ],
 )
 def test_errors(change, message):
     arguments = {"x": torch.zeros(2, 2), "ptr": torch.tensor([0, 2])} | change
     with pytest.raises(ValueError, match=message):
         segment_reduce(**arguments)
+
+
+@pytest.mark.parametrize("reduce", [*REDUCTIONS, "softmax"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("ptr", "message"),
+    [
+        ([1, 3], "must start at 0 and end at the number of entries, 3, got from 1 to 3"),
+        ([0, 2], "end at the number of entries, 3, got from 0 to 2"),
+        ([0, 1000], "end at the number of entries, 3, got from 0 to 1000"),
+        ([-1, 3], "must start at 0"),
+        ([3, 0], "must start at 0"),
+        ([0, 5, 3], "must not decrease, got 5 before 3 at position 1"),
+        ([0, -7, 3], "must not decrease, got 0 before -7 at position 0"),
+        ([], "got no bound"),
+    ],
+)
+def test_bad_pointer(reduce, compiled, ptr, message):
+    """It would read the memory of others."""
+
+    def run(x, ptr):
+        return segment_softmax(x, ptr) if reduce == "softmax" else segment_reduce(x, ptr, reduce=reduce)
+
+    run = torch.compile(run, fullgraph=True, backend="aot_eager") if compiled and ptr else run
+    with pytest.raises(ValueError, match=message):
+        run(torch.rand(3, 2), torch.tensor(ptr, dtype=torch.long))
+
+
+def test_bad_dtype():
+    x, ptr = torch.rand(2, 2), torch.tensor([0, 2])
+    for wrong in (torch.int32, torch.float32, torch.bool):
+        for run in (segment_reduce, segment_softmax):
+            with pytest.raises(TypeError, match=f"`ptr` must be long .torch.int64., got {wrong}"):
+                run(x, ptr.to(wrong))
+        with pytest.raises(TypeError, match="`index` must be long"):
+            segment_reduce(x, ptr, torch.tensor([0, 1]).to(wrong))
+    with pytest.raises(ValueError, match="`index` must have shape"):
+        segment_reduce(x, ptr, torch.tensor([[0, 1]]))
