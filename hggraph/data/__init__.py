@@ -6,6 +6,7 @@ from hggraph.data.archives import download as download
 from hggraph.data.archives import extract as extract
 from hggraph.data.archives import sha256_of as sha256_of
 from hggraph.data.box_transforms import BoxTrainTransform as BoxTrainTransform
+from hggraph.data.bsds import BSDS500 as BSDS500
 from hggraph.data.class_transforms import ClassEvalTransform as ClassEvalTransform
 from hggraph.data.class_transforms import ClassTrainTransform as ClassTrainTransform
 from hggraph.data.detection import CocoDetection as CocoDetection

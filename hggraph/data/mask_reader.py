@@ -36,7 +36,7 @@ class MaskReader(ABC):
     """Reads the mask of an image: a class for each pixel, or 255 where none counts."""
 
     @abstractmethod
-    def __call__(self, path: Path) -> NDArray[np.uint8]:
+    def __call__(self, path: Path) -> NDArray[np.uint8] | NDArray[np.int32]:
         """Return the classes, shape ``(H, W)``; raise `ImageError` or `DatasetError`, which name the file."""
 
     def size(self, path: Path) -> tuple[int, int]:

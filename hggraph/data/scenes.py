@@ -15,7 +15,7 @@ from hggraph.data.palettes import ADE20K as ADE20K_CLASSES
 from hggraph.data.palettes import ADE20K_COLORS, COCO_STUFF_LABELS, NYU_40, NYU_40_COLORS, PASCAL_CONTEXT, voc_colors
 from hggraph.data.segmentation import SegmentationDataset, Transform
 
-__all__ = ["ADE20K", "CocoStuff", "CocoStuff10k", "MatReader", "NYUDepthV2", "PascalContext"]
+__all__ = ["ADE20K", "CocoStuff", "CocoStuff10k", "MatReader", "NYUDepthV2", "PascalContext", "load_mat"]
 
 
 class MatReader(LabelReader):
@@ -40,20 +40,31 @@ class MatReader(LabelReader):
         return height, width
 
     def _labels(self, path: Path) -> NDArray[np.integer]:
-        try:
-            from scipy.io import loadmat  # type: ignore[import-untyped]  # scipy ships no types
-        except ImportError as error:
-            raise ImportError("MATLAB files need scipy, which is not installed: pip install scipy") from error
-        try:
-            labels: NDArray[Any] = loadmat(path, variable_names=[self.variable])[self.variable]
-        except KeyError as error:
-            raise DatasetError(f"{path}: expected an array {self.variable!r} in the file, got none.") from error
-        except Exception as error:  # scipy's many: ValueError, TypeError, struct.error, OSError, NotImplementedError
-            raise DatasetError(f"{path}: expected a MATLAB file, got one that cannot be read ({error}).") from error
+        labels = load_mat(path, self.variable)
         if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
             got = f"{labels.dtype} of shape {labels.shape}"
             raise DatasetError(f"{path}: expected whole numbers of shape (H, W) in {self.variable!r}, got {got}.")
         return labels
+
+
+def load_mat(path: Path, variable: str) -> NDArray[Any]:
+    """Return an array of a MATLAB file.
+
+    Raises:
+        DatasetError: if the file cannot be read or has no array of this name; the text names it.
+        ImportError: without scipy.
+    """
+    try:
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # scipy ships no types
+    except ImportError as error:
+        raise ImportError("MATLAB files need scipy, which is not installed: pip install scipy") from error
+    try:
+        found: NDArray[Any] = loadmat(path, variable_names=[variable])[variable]
+    except KeyError as error:
+        raise DatasetError(f"{path}: expected an array {variable!r} in the file, got none.") from error
+    except Exception as error:  # scipy's many: ValueError, TypeError, struct.error, OSError, NotImplementedError
+        raise DatasetError(f"{path}: expected a MATLAB file, got one that cannot be read ({error}).") from error
+    return found
 
 
 class ADE20K(SegmentationDataset):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-__all__ = ["SegmentationDataset", "Transform"]
+__all__ = ["SegmentationDataset", "Transform", "figure_of"]
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -168,7 +168,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             half = (image.float() * 0.45 + colors.float() * 0.55).round().to(torch.uint8)
             pictures |= {"mask": colors, "both": torch.where(mask == IGNORE, image, half)}
             present = [number for number in mask.unique().tolist() if number < len(self.classes)]
-        return _figure(pictures, [(self.classes[number], self.palette[number]) for number in present])
+        return figure_of(pictures, [(self.classes[number], self.palette[number]) for number in present])
 
     def _check_sizes(self, image: Path, mask: Path | None) -> None:
         size = image_size(image)
@@ -186,7 +186,7 @@ def _other_size(mask: Path, size: tuple[int, ...], image: Path, image_size: tupl
     )
 
 
-def _figure(pictures: Mapping[str, torch.Tensor], legend: Sequence[tuple[str, Color]]) -> Figure:
+def figure_of(pictures: Mapping[str, torch.Tensor], legend: Sequence[tuple[str, Color]]) -> Figure:
     """Draw pictures ``(3, H, W)`` of bytes side by side, over a legend."""
     try:
         from matplotlib.figure import Figure
