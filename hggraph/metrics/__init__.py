@@ -8,6 +8,10 @@ from hggraph.metrics.confusion import ConfusionMatrix as ConfusionMatrix
 from hggraph.metrics.confusion import MeanIoU as MeanIoU
 from hggraph.metrics.detection import CocoAP as CocoAP
 from hggraph.metrics.level_iou import LevelIoU as LevelIoU
+from hggraph.metrics.region_measures import compare_regions as compare_regions
+from hggraph.metrics.region_measures import describe_regions as describe_regions
+from hggraph.metrics.region_measures import majority_labels as majority_labels
+from hggraph.metrics.region_quality import RegionQuality as RegionQuality
 from hggraph.metrics.road import APLS as APLS
 from hggraph.metrics.road import PathSimilarity as PathSimilarity
 from hggraph.metrics.road import path_similarity as path_similarity

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hggraph.metrics import APLS, BoundaryF, ConfusionMatrix, MeanIoU, SaliencyMetrics, TopKAccuracy
+from hggraph.metrics import APLS, BoundaryF, ConfusionMatrix, MeanIoU, RegionQuality, SaliencyMetrics, TopKAccuracy
 
 METRICS = {
     "confusion": lambda: ConfusionMatrix(4),
@@ -20,6 +20,7 @@ METRICS = {
     "saliency": SaliencyMetrics,
     "top_k": lambda: TopKAccuracy((1, 3)),
     "apls": lambda: APLS(spacing=20),
+    "regions": RegionQuality,
 }
 COUNTS = (5, 7)
 # which images each process of so many has, in its own order; one has none
@@ -41,6 +42,9 @@ def images(name):
         return torch.rand(shape, generator=generator), torch.randint(2, shape, generator=generator)
     if name == "top_k":
         return torch.randn(len(METRICS) + 1, 6, generator=generator), torch.randint(6, (7,), generator=generator)
+    if name == "regions":
+        coarse = torch.randint(9, (2, shape[0], 12, 16), generator=generator)
+        return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
     if name == "apls":
         target = torch.zeros(shape, dtype=torch.long)
         for index, mask in enumerate(target):
@@ -59,7 +63,8 @@ def evaluate(name, share, group=None):
     metric.process_group = group
     prediction, target = images(name)
     for index in share:
-        metric.update(prediction[index : index + 1], target[index : index + 1])
+        at = index if name == "regions" else slice(index, index + 1)  # it takes one image at a time
+        metric.update(prediction[at], target[at])
     result = metric.compute()
     return result if isinstance(result, dict) else {"counts": result}
 
