@@ -139,7 +139,8 @@ class SoftSLIC(nn.Module):
         if self.feature_scale == "photo":
             # a half's positions are not whole pixels any more beyond 256 (bfloat16) or 2048
             photo = x.to(compute_dtype(x))
-            return photo_features(photo, self.regions_for((x.shape[2], x.shape[3]))), None
+            points = photo_features(photo, self.regions_for((x.shape[2], x.shape[3])))
+            return points if self.projection is None else self.projection(points), None
         features = x if self.projection is None else self.projection(x)
         features = features.to(compute_dtype(features))
         scale, shift = features.new_ones(len(x), 1, 1, 1), features.new_zeros(len(x), 1, 1, 1)
