@@ -33,7 +33,7 @@ class RegionTask(Task):
         scheduler: Another schedule, by epoch.
         lr_factors: Factors on the learning rate by the parameters' names.
 
-    A batch is a dict with ``"image"``, in [0, 1] and not normalised otherwise where photos are clustered, and ``"mask"``
+    A batch is a dict with ``"image"``, in [0, 1] and not normalised where photos are clustered, and ``"mask"``
     ``(B, H, W)``: classes or numbers of segments.
 
     Example:

@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def write_frames(root: Path) -> Path:
-    """Write frames of 48 x 64 in CamVid's layout: two textures of one mean colour, which Lab alone cannot tell apart."""
+    """Write frames of 48 x 64 in CamVid's layout: two textures of one mean colour."""
     random = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
         (root / split).mkdir(parents=True)
