@@ -92,6 +92,18 @@ def make_graphs(
             help="A pixel may belong to one of its T nearest centres only; 0: to any (slow).",
         ),
     ] = 6,
+    trained: Annotated[
+        Path | None,
+        typer.Option(
+            "--clusterer",
+            metavar="RUN",
+            exists=True,
+            file_okay=False,
+            help="Folder of a run of `hggraph fit` that has trained regions: cluster by what it has learned, "
+            "with its own --candidates.",
+            show_default=False,
+        ),
+    ] = None,
     graph_format: Annotated[Format, typer.Option("--format", help="File format of the PyG graph.")] = Format.pt,
     figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw a figure of each image's regions.")] = True,
     max_pixels: Annotated[
@@ -121,6 +133,8 @@ def make_graphs(
 
     @functools.cache
     def clusterer(num_regions: int | None) -> SoftSLIC:
+        if trained is not None:
+            return _load(trained, num_regions, downsample)
         return SoftSLIC(
             64 if downsample is None else downsample,
             num_regions=num_regions,
@@ -146,6 +160,16 @@ def make_graphs(
     failed = _run(jobs, convert, out, endings)
     if failed:
         raise typer.Exit(1)
+
+
+def _load(run: Path, num_regions: int | None, downsample: float | None) -> SoftSLIC:
+    """Load a trained clusterer, or leave with what is wrong with its folder."""
+    from hggraph.engine import load_clusterer  # Lightning takes seconds
+
+    try:
+        return load_clusterer(run, num_regions=num_regions, downsample=None if num_regions else downsample)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise typer.BadParameter(f"--clusterer cannot be used: {error}") from error
 
 
 def _write(

@@ -14,6 +14,8 @@ from hggraph.engine.predictor import Predictor as Predictor
 from hggraph.engine.predictor import to_labels as to_labels
 from hggraph.engine.random_state import RandomState as RandomState
 from hggraph.engine.raster import predict_raster as predict_raster
+from hggraph.engine.regions import RegionTask as RegionTask
+from hggraph.engine.regions import load_clusterer as load_clusterer
 from hggraph.engine.segmentation import SegmentationTask as SegmentationTask
 from hggraph.engine.task import Task as Task
 from hggraph.engine.trained import Trained as Trained

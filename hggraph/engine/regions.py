@@ -1,0 +1,113 @@
+"""What it is to train and to evaluate what makes regions: a clusterer, by how well labels survive them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from hggraph._check import check_positive
+from hggraph.cluster import SoftSLIC
+from hggraph.engine.task import OptimizerMaker, SchedulerMaker, Task
+from hggraph.engine.trained import load_run
+from hggraph.graph import Assignment
+
+__all__ = ["RegionTask", "load_clusterer"]
+
+
+class RegionTask(Task):
+    """Train and evaluate a clusterer of photos whose features are learned.
+
+    Args:
+        net: Maps images ``(B, C, H, W)`` to an `Assignment`, as a `SoftSLIC` with a `RegionEmbedding` does.
+        criterion: Maps an assignment and the masks to a dict of losses, of which ``"loss"`` is minimised, as
+            `hggraph.nn.RegionLoss` does.
+        metric: Updated with the labels ``(H, W)`` and the mask of each image, and its colours, as
+            `hggraph.metrics.RegionQuality` is.
+        optimizer: See `Task`, as for all that follow.
+        power: Exponent of the poly schedule.
+        warmup: Steps in which the learning rate first rises.
+        scheduler: Another schedule, by epoch.
+        lr_factors: Factors on the learning rate by the parameters' names.
+
+    A batch is a dict with ``"image"``, in [0, 1] and not normalised where photos are clustered, and ``"mask"``
+    ``(B, H, W)``: classes or numbers of segments.
+
+    Example:
+        >>> from hggraph.metrics import RegionQuality
+        >>> from hggraph.nn import RegionEmbedding, RegionLoss
+        >>> clusterer = SoftSLIC(num_regions=4, projection=RegionEmbedding(channels=8), feature_scale="photo")
+        >>> task = RegionTask(clusterer, RegionLoss(), RegionQuality())
+        >>> batch = {"image": torch.rand(2, 3, 16, 16), "mask": torch.randint(3, (2, 16, 16))}
+        >>> task.losses(batch)["loss"].shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        criterion: nn.Module,
+        metric: Metric,
+        optimizer: OptimizerMaker = torch.optim.AdamW,
+        power: float = 0.9,
+        warmup: int = 0,
+        scheduler: SchedulerMaker | None = None,
+        lr_factors: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__(net, metric, optimizer, power, warmup, scheduler, lr_factors)
+        self.criterion = criterion
+
+    def forward(self, x: Tensor) -> Assignment:
+        """Cluster images."""
+        assignment: Assignment = self.net(x)
+        return assignment
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return what the regions lose of the masks."""
+        losses: dict[str, Tensor] = self.criterion(self.net(batch["image"]), batch["mask"])
+        return losses
+
+    def count(self, batch: dict[str, Any]) -> None:
+        """Compare regions with masks, image by image."""
+        labels = self.net(batch["image"]).labels
+        for one, mask, image in zip(labels, batch["mask"], batch["image"], strict=True):
+            self.metric.update(one, mask, image)
+
+
+def load_clusterer(run: str | Path, *, num_regions: int | None = None, downsample: float | None = None) -> SoftSLIC:
+    """Load the clusterer that a run of `RegionTask` has trained, with its best weights.
+
+    It is taken wherever a clusterer is: by `region_graph`, `ToRegionGraph`, ``hggraph graph --clusterer RUN``, and in
+    recipes as ``class_path: hggraph.engine.load_clusterer``, ``init_args: {run: RUN}``.
+
+    Args:
+        run: Folder that ``hggraph fit`` wrote to.
+        num_regions: Regions per image; as in training when neither this nor `downsample` is given.
+        downsample: Pixels per region instead.
+
+    Returns:
+        The clusterer in eval mode on the CPU.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `load_run`; also if what was trained is no `SoftSLIC`, or
+            both numbers are given.
+    """
+    if num_regions is not None and downsample is not None:
+        raise ValueError(f"Give `num_regions` or `downsample`, not both, got {num_regions} and {downsample}.")
+    found = load_run(run).net
+    if not isinstance(found, SoftSLIC):
+        raise ValueError(
+            f"{run} holds no clusterer but a {type(found).__name__}; train one with "
+            f"`hggraph fit --config recipes/bsds500_regions.yaml`."
+        )
+    if num_regions is not None:
+        check_positive("num_regions", num_regions)
+        found.num_regions = num_regions
+    elif downsample is not None:
+        if not downsample >= 1:
+            raise ValueError(f"`downsample` must be at least 1 pixel per region, got {downsample}.")
+        found.num_regions, found.downsample = None, downsample
+    return found
