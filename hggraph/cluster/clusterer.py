@@ -15,6 +15,7 @@ from hggraph.cluster.importance import active_focus, check_attention, importance
 from hggraph.cluster.sampling import check_num_regions, check_sampling, grid_of, grid_size, sample_with_noise
 from hggraph.cluster.soft_slic import check_update, soft_slic
 from hggraph.graph import Assignment
+from hggraph.ops import fast
 from hggraph.ops._distance import compute_dtype, squared_norm
 
 __all__ = ["SoftSLIC"]
@@ -230,10 +231,7 @@ class SoftSLIC(nn.Module):
         photo = self.feature_scale == "photo"
         seen = self._photo(x) if photo else x
         with torch.no_grad():
-            # a grid looks at nothing
-            importance = seen[:, 0].detach() if sampling == "grid" else self._importance(seen, attention)
-            noise = self._noise_for(x) if sampling in ("topk_random", "importance", "random") else None
-            seeds = sample_with_noise(importance, noise, num_regions, sampling, self.oversample, self.beta)
+            seeds = self._seeds(seen, attention, num_regions, sampling)
         features = self._embedded(seen, num_regions) if photo else self._scaled(x)
         spacing = math.sqrt(size[0] * size[1] / num_regions)
         assignment = soft_slic(
@@ -244,11 +242,19 @@ class SoftSLIC(nn.Module):
             candidates=self.candidates,
             update=self.update,
             position=self.position / spacing,
+            hard=self.hard,
         )
         assignment.grid = grid_of(size, num_regions) if sampling == "grid" else None
-        if self.connected:
-            assignment = connect(assignment, features)
-        return assignment.harden() if self.hard else assignment
+        return connect(assignment, features, inplace=True) if self.connected else assignment
+
+    def _seeds(self, seen: Tensor, attention: Tensor | None, num_regions: int, sampling: str) -> Tensor:
+        plain = sampling == "density" and attention is None and self.neighbors == 4 and seen.shape[1] == 3
+        if plain and len(seen) and fast.takes(seen.detach()):
+            return torch.stack([fast.density_seeds(image, num_regions) for image in seen.detach()])
+        # a grid looks at nothing
+        importance = seen[:, 0].detach() if sampling == "grid" else self._importance(seen, attention)
+        noise = None if sampling in ("grid", "density") else self._noise_for(seen)
+        return sample_with_noise(importance, noise, num_regions, sampling, self.oversample, self.beta)
 
     def _photo(self, x: Tensor) -> Tensor:
         # a half's colours are coarse

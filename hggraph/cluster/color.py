@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hggraph._check import check_features
 from hggraph.cluster._blur import blur
+from hggraph.ops import fast
 
 __all__ = ["POSITION_SCALE", "photo_colors", "photo_features", "rgb_to_lab"]
 
@@ -78,6 +79,8 @@ def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
                 f"`image` must be a photo with finite values in [0, 1], got values from {low:g} to {high:g}. Divide "
                 'bytes by 255; for other maps take feature_scale="auto".'
             )
+    if len(image) and fast.takes(image):
+        return torch.stack([fast.lab(one.expand(3, -1, -1), smooth, scale=_COLOR_SCALE) for one in image])
     return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * _COLOR_SCALE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph._check import check_features
@@ -13,7 +12,7 @@ from hggraph.ops import fast
 __all__ = ["connect"]
 
 
-def connect(assignment: Assignment, x: Tensor) -> Assignment:
+def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assignment:
     """Make each region one 4-connected piece of the map (as superpixel programs do, but with all regions kept).
 
     The largest piece of a region stays; all other pixels are flooded from these pieces, smallest step in `x` first. A
@@ -23,6 +22,7 @@ def connect(assignment: Assignment, x: Tensor) -> Assignment:
     Args:
         assignment: Of any form, with at most as many regions as pixels.
         x: The map whose steps guide the flood, shape ``(B, C, H, W)``, for example the one that was clustered.
+        inplace: Write into the memory of `assignment` where no gradient forbids it.
 
     Returns:
         An assignment with the same regions, all of them connected in `labels`. Reads the data; not for static shapes.
@@ -43,14 +43,10 @@ def connect(assignment: Assignment, x: Tensor) -> Assignment:
     connect_labels = fast.connect if fast.available() and x.shape[1] == 3 else fast.plain_connect
     for label, guide, out in zip(before, x.detach().float(), after, strict=True):
         out.copy_(connect_labels(label.cpu(), assignment.num_regions, guide.cpu()))
-    moved, label = (before != after).flatten(1)[:, None], after.flatten(1)[:, None]
-    if assignment.index is None:
-        one_hot = F.one_hot(label.squeeze(1), assignment.num_regions).mT.to(assignment.weight.dtype)
-        weight, index = torch.where(moved, one_hot, assignment.weight), None
+    if assignment.is_hard:
+        weight, index = assignment.weight, after.flatten(1)[:, None].to(torch.int32)
     else:
-        first = F.pad(torch.ones_like(label), (0, 0, 0, assignment.weight.shape[1] - 1))  # the first entry alone
-        weight = torch.where(moved, first.to(assignment.weight.dtype), assignment.weight)
-        index = torch.where(moved & (first > 0), label.to(assignment.index.dtype), assignment.index)
+        weight, index = _moved(assignment, (before != after).flatten(1), after.flatten(1), inplace)
     return Assignment(
         weight,
         assignment.size,
@@ -60,3 +56,19 @@ def connect(assignment: Assignment, x: Tensor) -> Assignment:
         centers=assignment.centers,
         grid=assignment.grid,
     )
+
+
+def _moved(assignment: Assignment, moved: Tensor, label: Tensor, inplace: bool) -> tuple[Tensor, Tensor | None]:
+    """Return weights and index with the pixels that moved, marked ``(B, P)``, given to their new label alone."""
+    weight, index = assignment.weight, assignment.index
+    weight = weight.clone() if weight.requires_grad or not inplace else weight
+    image, pixel = moved.nonzero(as_tuple=True)
+    new = label[image, pixel]
+    weight[image, :, pixel] = 0
+    if index is None:
+        weight[image, new, pixel] = 1
+        return weight, None
+    weight[image, 0, pixel] = 1
+    index = index if inplace else index.clone()
+    index[image, 0, pixel] = new.to(index.dtype)
+    return weight, index

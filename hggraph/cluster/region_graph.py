@@ -17,6 +17,7 @@ from hggraph._check import check_features, check_finite
 from hggraph.cluster.clusterer import SoftSLIC
 from hggraph.cluster.soft_slic import positions_of
 from hggraph.graph import Assignment
+from hggraph.ops import fast
 from hggraph.ops._distance import compute_dtype
 from hggraph.stencil import Stencil
 
@@ -189,6 +190,14 @@ def as_map(x: Any) -> Tensor:
 
 def _nodes(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean features ``(B, R, C)``, mean positions ``(B, R, 2)`` and areas ``(B, R)`` in one pass."""
+    if assignment.is_hard and fast.takes(x):
+        found = [
+            fast.pool_labels(image, labels, assignment.num_regions)
+            for image, labels in zip(x, assignment.labels, strict=True)
+        ]
+        nodes, pos, area = (torch.stack(parts) for parts in zip(*found, strict=True))
+        if (area > 0).all():
+            return nodes, pos, area
     dtype = compute_dtype(x)  # positions are not whole numbers in a half
     places = positions_of(assignment.size, x.new_empty(0, dtype=dtype)).expand(len(x), -1, -1)
     pixels = torch.cat([x.flatten(2).to(dtype), places], 1)

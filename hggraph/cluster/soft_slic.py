@@ -10,6 +10,7 @@ from hggraph._check import check_features, check_ndim, check_positive, check_ran
 from hggraph.cluster.sampling import check_num_regions
 from hggraph.graph import Assignment
 from hggraph.graph.assignment import MAX_PAIRS
+from hggraph.ops import fast
 from hggraph.ops._pairs import negative_distance
 from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
@@ -17,6 +18,7 @@ __all__ = ["UPDATES", "check_update", "soft_slic"]
 
 UPDATES = ("column", "softmax")
 _LEAST = 1e-12  # a centre with less weight stays where it is
+_LARGE, _KEPT = 1 << 22, 4  # from this many pixels on only so many entries are stored: next to none has more
 
 
 def soft_slic(
@@ -28,6 +30,7 @@ def soft_slic(
     candidates: int | None = None,
     update: str = "column",
     position: float = 0.0,
+    hard: bool = False,
 ) -> Assignment:
     """Cluster the pixels of each image softly around sampled centres (HG-Conv Algorithm 1).
 
@@ -48,6 +51,7 @@ def soft_slic(
         position: Above 0, the pixel's (y, x) times this number is appended to the features, so that a region has a
             place. Candidates are then found again from the moved centres in every step, for blocks of pixels; else each
             pixel has those of the first centres.
+        hard: Give each pixel to its strongest region alone, without a gradient.
 
     Returns:
         The assignment, differentiable in `x`. Distances and exponents in float32 (float64 for float64 input).
@@ -67,6 +71,8 @@ def soft_slic(
     _check(x, centers, iterations, candidates)
     check_update(update, position)
     size = (x.shape[2], x.shape[3])
+    if x.shape[1] == 3 and position > 0 and update == "softmax" and candidates is not None and len(x) and fast.takes(x):
+        return _photo_slic(x, centers, iterations, threshold, candidates, position, hard)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):  # sums and distances stay in float32
         candidates = None if candidates is None else min(candidates, centers.shape[1])
@@ -87,7 +93,35 @@ def soft_slic(
             middles = _update(pixels, middles, index, update)
         index = listed(middles[..., -2:] / position) if position > 0 else index
         weight = ops.soft_assign(pixels, middles, index, threshold=threshold)
-    return Assignment(weight, size, index=index, num_regions=centers.shape[1], seeds=centers, centers=middles)
+    found = Assignment(weight, size, index=index, num_regions=centers.shape[1], seeds=centers, centers=middles)
+    return found.harden() if hard else found
+
+
+def _photo_slic(
+    x: Tensor,
+    seeds: Tensor,
+    iterations: int,
+    threshold: float,
+    candidates: int,
+    position: float,
+    hard: bool,
+) -> Assignment:
+    """Do the same in the fused loops for few channels."""
+    size, regions = (x.shape[2], x.shape[3]), seeds.shape[1]
+    side = block_side(size, regions)
+    centers = [
+        fast.slic(image, seed, position, candidates, side, iterations) for image, seed in zip(x, seeds, strict=True)
+    ]
+    here = list(zip(x, centers, strict=True))
+    if hard:
+        labels = [fast.labels(image, center, position, candidates, side) for image, center in here]
+        out = Assignment.from_labels(torch.stack(labels), regions)
+        out.seeds, out.centers = seeds, torch.stack(centers)
+        return out
+    keep = _KEPT if x[:, 0].numel() > _LARGE else None
+    found = [fast.assign(image, center, position, candidates, side, threshold, keep=keep) for image, center in here]
+    weight, index = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return Assignment(weight, size, index=index, num_regions=regions, seeds=seeds, centers=torch.stack(centers))
 
 
 def check_update(update: str, position: float) -> None:

@@ -134,10 +134,18 @@ class Assignment:
         return int(self.weight.shape[0])
 
     @property
+    def is_hard(self) -> bool:
+        """Whether each pixel belongs to one region alone by form: one entry with an index."""
+        return self.index is not None and self.weight.shape[1] == 1
+
+    @property
     def labels(self) -> Tensor:
         """The strongest region of each pixel, shape ``(B, H, W)``, long; of equally strong ones the first entry."""
-        entry = self.weight.argmax(1, keepdim=True)
-        labels = entry if self.index is None else self.index.gather(1, entry).long()
+        if self.is_hard:
+            labels = self._all_index().long()
+        else:
+            entry = self.weight.argmax(1, keepdim=True)
+            labels = entry if self.index is None else self.index.gather(1, entry).long()
         return labels.view(self.batch_size, *self.size)
 
     @property

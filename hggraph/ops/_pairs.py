@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_range
+from hggraph.ops import fast
 from hggraph.ops._distance import compute_dtype, squared_norm
 from hggraph.ops.segment import csr_pointer, gather_scale_sum, gathered_dot
 
@@ -79,6 +80,9 @@ def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -
         weight, index = densify(weight, index, num_regions), None
     if index is None:
         return torch.bmm(weight, x.transpose(1, 2))
+    if x.shape[1] <= _FEW and fast.takes(x, weight):
+        found = [fast.pool(*one, num_regions)[0] for one in zip(x, weight, index.int(), strict=True)]
+        return torch.stack(found) if found else x.new_zeros(0, num_regions, x.shape[1])
     if x.device.type == "cpu" and x.shape[1] <= _FEW:  # one after the other: the same sum every time
         out = x.new_zeros(*x.shape[:2], num_regions)
         for region, part in zip(index.long().unbind(1), weight.unbind(1), strict=True):

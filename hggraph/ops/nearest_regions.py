@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hggraph._check import check_ndim, check_positive
+from hggraph.ops import fast
 
 __all__ = ["block_side", "expand_blocks", "nearest_regions"]
 
@@ -32,7 +33,7 @@ def nearest_regions(positions: Tensor, size: tuple[int, int], side: int, entries
         ValueError: if a number is below 1, or there are fewer regions than `entries`.
 
     Note:
-        Every block looks at every region, in pieces of bounded memory.
+        Every block looks at every region, in pieces of bounded memory; with Numba on a CPU only at those near it.
 
     Example:
         >>> nearest_regions(torch.tensor([[[0.0, 0.0], [0.0, 3.0]]]), (1, 4), 1, 1).tolist()
@@ -44,6 +45,8 @@ def nearest_regions(positions: Tensor, size: tuple[int, int], side: int, entries
     if entries > positions.shape[1]:
         raise ValueError(f"`entries` must be at most the {positions.shape[1]} regions, got {entries}.")
     positions = positions.detach()
+    if len(positions) and fast.takes(positions):
+        return torch.stack([fast.nearest_regions(one, size, side, entries) for one in positions])
     y, x = (_middles(length, side, positions) for length in size)
     step = max(1, _PAIRS // max(1, positions.shape[1] * len(x)))
     parts = [_nearest(positions, rows, x, entries) for rows in y.split(step)]

@@ -7,9 +7,13 @@ number of them.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from hggraph.ops.fast._assign import assign as assign
@@ -39,7 +43,12 @@ _HOME = {
     "slic": "_update",
 }
 
-__all__ = ["available", "plain_connect", *_HOME]
+__all__ = ["available", "plain_connect", "takes", *_HOME]
+
+
+@functools.cache
+def _found() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def available() -> bool:
@@ -49,7 +58,23 @@ def available() -> bool:
         >>> available() in (True, False)
         True
     """
-    return importlib.util.find_spec("numba") is not None
+    return _found()
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Say whether these tensors are for this package: float32 on a CPU, without a gradient, not being compiled.
+
+    Example:
+        >>> import torch
+        >>> takes(torch.zeros(1, dtype=torch.float64))
+        False
+    """
+    if torch.compiler.is_compiling() or not available():
+        return False
+    needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not needed and all(
+        x.dtype == torch.float32 and type(x) is Tensor and x.device.type == "cpu" for x in tensors
+    )
 
 
 def __getattr__(name: str) -> Any:
