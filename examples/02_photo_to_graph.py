@@ -53,7 +53,7 @@ def main(out: str | Path = "demo", regions: int = 300) -> Data:
     """Make the graph, print what it is, run two layers on it, draw it, and return it."""
     torch.manual_seed(0)
     photo = sample_photo()  # (3, H, W), in [0, 1]
-    clusterer = SoftSLIC(num_regions=regions, feature_scale="photo", candidates=6).eval()
+    clusterer = SoftSLIC(num_regions=regions, feature_scale="photo").eval()
     with torch.no_grad():
         assignment = clusterer(photo[None])
         graph = region_graph(photo[None], assignment)[0]

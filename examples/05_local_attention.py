@@ -63,7 +63,7 @@ def main(size: int = 24, channels: int = 64) -> float:
     print(f"Unfolded keys and values would be {taken:.0f} MiB of float32; here none are made.\n")
 
     photo = sample_photo()[None]
-    graph = region_graph(photo, clusterer=SoftSLIC(num_regions=300, feature_scale="photo", candidates=6).eval())
+    graph = region_graph(photo, clusterer=SoftSLIC(num_regions=300, feature_scale="photo").eval())
     attention = LocalAttention(3, 16, heads=4, direction_bias=True)  # a logit for each of nine directions and head
     out = attention(graph.x, graph.edge_index, graph.edge_type, graph.edge_weight)
     out.square().mean().backward()

@@ -55,7 +55,7 @@ def count_operations(
     net = make_model(model, more).eval()
     net = _for_inference(net, fold=fold)
     try:
-        parts = count(net, size, paper=paper, image=_photo(net, size))
+        parts = count(net, size, paper=paper, image=_photo(size))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _show(parts, f"{model}{', folded' if fold else ''}, {size[0]} x {size[1]} pixels")
@@ -73,10 +73,8 @@ def _for_inference(net: Any, *, fold: bool) -> nn.Module:
     return inference
 
 
-def _photo(net: nn.Module, size: tuple[int, int]) -> torch.Tensor | None:
-    """Return a photo where operations depend on the image."""
-    if all(getattr(part, "candidates", None) is None for part in net.modules()):
-        return None
+def _photo(size: tuple[int, int]) -> torch.Tensor:
+    """Return a photo, on which operations may depend."""
     from hggraph.data import sample_photo
 
     photo = sample_photo()[None]

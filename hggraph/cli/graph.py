@@ -84,14 +84,6 @@ def make_graphs(
             show_default=False,
         ),
     ] = None,
-    candidates: Annotated[
-        int,
-        typer.Option(
-            metavar="T",
-            min=0,
-            help="A pixel may belong to one of its T nearest centres only; 0: to any (slow).",
-        ),
-    ] = 6,
     trained: Annotated[
         Path | None,
         typer.Option(
@@ -99,8 +91,7 @@ def make_graphs(
             metavar="RUN",
             exists=True,
             file_okay=False,
-            help="Folder of a run of `hggraph fit` that has trained regions: cluster by what it has learned, "
-            "with its own --candidates.",
+            help="Folder of a run of `hggraph fit` that has trained regions: cluster by what it has learned.",
             show_default=False,
         ),
     ] = None,
@@ -138,7 +129,6 @@ def make_graphs(
         return SoftSLIC(
             64 if downsample is None else downsample,
             num_regions=num_regions,
-            candidates=candidates or None,
             feature_scale="photo",
         ).eval()
 

@@ -333,7 +333,7 @@ class Assignment:
         if stencil.ndim != 2:
             raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
         options = {"noise_cancel": noise_cancel, "max_direction": max_direction}
-        if self.index is None or self.num_regions <= _MATRICES:
+        if self.index is None or self.num_regions <= _MATRICES or torch.compiler.is_exporting():
             dense, degree = ops.region_adjacency(
                 self._dense(), self.size, stencil.offsets, return_degree=True, **options
             )

@@ -42,8 +42,8 @@ def count(model: nn.Module, size: tuple[int, int], *, paper: bool = False, image
         size: Height and width of the image.
         paper: Count as HG-Conv's tables do: the layers on regions and on pixels, with the last 1x1 over the
             concatenation; no clustering, pooling and adjacency.
-        image: Shape ``(1, C, H, W)``. With `candidates` the operations depend on the image: the network then runs on
-            this one (on noise, if None). Without, shapes say it all and nothing runs.
+        image: Shape ``(1, C, H, W)``. With more than 512 regions in a stage the edges depend on the image: the network
+            then runs on this one (on noise, if None). Else shapes say it all and nothing runs.
 
     Returns:
         The parts in order, those of HG stages one by one. The last is the whole under the name ``"total"``.
@@ -52,7 +52,7 @@ def count(model: nn.Module, size: tuple[int, int], *, paper: bool = False, image
         ValueError: if the size is smaller than the network takes.
 
     Note:
-        Deterministic, except for noise. Without candidates it takes a second for any size and no memory.
+        Deterministic, except for noise. From shapes it takes a second for any size and no memory.
 
     Example:
         >>> from hggraph.models import hg_resnet
@@ -63,21 +63,26 @@ def count(model: nn.Module, size: tuple[int, int], *, paper: bool = False, image
     for name, side in zip(("height", "width"), size, strict=True):
         check_positive(name, side)
     in_channels = _in_channels(model)
-    clusterers = [part for part in model.modules() if isinstance(part, SoftSLIC)]
-    runs = not paper and any(part.candidates is not None for part in clusterers)
-    if runs:
-        net, x = model, torch.rand(1, in_channels, *size) if image is None else image
-    else:
-        net, x = copy.deepcopy(model).to("meta"), torch.empty(1, in_channels, *size, device="meta")
+    net = copy.deepcopy(model).to("meta")
+    if paper:  # its count does not depend on what a pixel considers
         for part in net.modules():
-            if isinstance(part, SoftSLIC):  # the paper's count does not depend on it
+            if isinstance(part, SoftSLIC):
                 part.candidates = None
-    was_training = net.training
     formulas = _paper_formulas() if paper else {}
+    try:
+        counter = _run(net, torch.empty(1, in_channels, *size, device="meta"), formulas)
+    except NotImplementedError:  # how many edges there are, no shape says
+        net, x = model, torch.rand(1, in_channels, *size) if image is None else image
+        counter = _run(net, x, formulas)
+    return _parts(net, counter)
+
+
+def _run(net: nn.Module, x: torch.Tensor, formulas: dict[Any, Callable[..., int]]) -> FlopCounterMode:
+    was_training = net.training
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
         net.eval()(x)
     net.train(was_training)
-    return _parts(net, counter)
+    return counter
 
 
 def _in_channels(model: nn.Module) -> int:

@@ -47,8 +47,8 @@ def export_onnx(
         The names of the outputs, ``"out"`` first; the input is ``"image"``, shape ``(batch_size, C, H, W)``.
 
     Raises:
-        ValueError: if the network is in training mode, clusters with `candidates` (whose shapes depend on the image),
-            or `path` ends otherwise.
+        ValueError: if the network is in training mode, connects its regions (which depends on the image), or `path`
+            ends otherwise.
         ImportError: if the packages onnx and onnxscript are missing.
 
     Note:
@@ -64,10 +64,10 @@ def export_onnx(
         raise ValueError("`model` must be in eval mode; call `.eval()` first.")
     if Path(path).suffix != ".onnx":
         raise ValueError(f"`path` must end in .onnx, got {str(path)!r}.")
-    if any(isinstance(part, SoftSLIC) and part.candidates is not None for part in model.modules()):
+    if any(isinstance(part, SoftSLIC) and part.connected for part in model.modules()):
         raise ValueError(
-            "`model` must cluster without `candidates`, whose shapes depend on the image; make it with "
-            "clusterer=SoftSLIC(candidates=None)."
+            "`model` must cluster with connected=False: to connect regions reads the image; make it with "
+            "clusterer=SoftSLIC()."
         )
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise ImportError(f'Export needs {" and ".join(missing)}: pip install "hggraph[onnx]"')

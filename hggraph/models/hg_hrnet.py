@@ -90,10 +90,8 @@ def hg_hrnet(
         hg: False makes the dense network.
         num_classes: Channels of the logits, at least 1.
         in_channels: Channels of the images.
-        clusterer: What clusters; each branch gets a copy. None: 64 pixels to a region and one iteration, of the 16
-            nearest centres in the two finest branches and of all in the others. ``SoftSLIC(iterations=1)`` considers
-            all everywhere and has static shapes, for torch.compile and export; on large images that is slow, since
-            the adjacency costs P R^2.
+        clusterer: What clusters; each branch gets a copy. None: 64 pixels to a region and one iteration. A branch
+            with more than 512 regions has edges in place of matrices, and so no static shapes.
         aux: Have an auxiliary head on what the regions are made of (HG only).
         dropout: Share of channels dropped in that head in training.
         pretrained: True for timm's ImageNet weights, a path for a file of them, False for random ones.

@@ -186,7 +186,7 @@ def hg_resnet(
         FileNotFoundError, RuntimeError: if the weights are not to be had; see `create_backbone`.
 
     Note:
-        Static shapes with a `SoftSLIC` without `candidates`: it compiles into one graph and exports.
+        Static shapes up to 512 regions: it compiles into one graph and exports.
 
     Example:
         >>> import torch

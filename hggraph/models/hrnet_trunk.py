@@ -108,7 +108,7 @@ def create_hrnet(width: str, *, in_channels: int = 3, pretrained: bool | str | P
 def copy_for_branches(clusterer: nn.Module | None) -> list[nn.Module]:
     """Return what clusters each of four branches: copies, or the defaults that `hg_hrnet` describes."""
     if clusterer is None:
-        return [SoftSLIC(iterations=1, candidates=16 if i < 2 else None) for i in range(NUM_BRANCHES)]
+        return [SoftSLIC(iterations=1) for _ in range(NUM_BRANCHES)]
     return [copy.deepcopy(clusterer) for _ in range(NUM_BRANCHES)]
 
 

@@ -48,8 +48,7 @@ def region_figure(
     Args:
         image: Colours in [0, 1], shape ``(3, H, W)``, or ``(1, H, W)`` for grey.
         clusterer: Makes the importance map, and the regions unless `assignment` is given. None: 300
-            regions (fewer for images under 19,200 pixels) by ``SoftSLIC(feature_scale="photo",
-            candidates=6)`` in eval mode.
+            regions (fewer for images under 19,200 pixels) by ``SoftSLIC(feature_scale="photo")`` in eval mode.
         assignment: Regions of this image that `clusterer` has made already.
         attention: Attention in [0, 1], shape ``(H, W)``, or None.
         stencil: Directions; ``Stencil.square(3)`` when None.
@@ -74,7 +73,7 @@ def region_figure(
     size = (image.shape[1], image.shape[2])
     if clusterer is None:
         regions = min(300, max(1, size[0] * size[1] // 64))
-        clusterer = SoftSLIC(num_regions=regions, feature_scale="photo", candidates=6).eval()
+        clusterer = SoftSLIC(num_regions=regions, feature_scale="photo").eval()
     if assignment is not None and (assignment.size != size or assignment.batch_size != 1):
         raise ValueError(f"`assignment` must be of one image of {size}, got {assignment}.")
     focus = None if attention is None else attention.detach()[None]
