@@ -43,6 +43,8 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
     connect_labels = fast.connect if fast.available() and x.shape[1] == 3 else fast.plain_connect
     for label, guide, out in zip(before, x.detach().float(), after, strict=True):
         out.copy_(connect_labels(label.cpu(), assignment.num_regions, guide.cpu()))
+    weight: Tensor
+    index: Tensor | None
     if assignment.is_hard:
         weight, index = assignment.weight, after.flatten(1)[:, None].to(torch.int32)
     else:
