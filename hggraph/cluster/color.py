@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,9 +76,11 @@ def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
         raise ValueError(f"`image` must have 3 channels (or 1, grey), got shape {tuple(image.shape)}.")
     if image.device.type == "cpu" and not torch.compiler.is_compiling() and image.numel():
         low, high = (float(value) for value in torch.aminmax(image.detach()))
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also false for NaN
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("`image` must be finite, got NaN or infinite values. Check where it comes from.")
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
-                f"`image` must be a photo with finite values in [0, 1], got values from {low:g} to {high:g}. Divide "
+                f"`image` must be a photo with values in [0, 1], got values from {low:g} to {high:g}. Divide "
                 'bytes by 255; for other maps take feature_scale="auto".'
             )
     if len(image) and fast.takes(image):

@@ -63,7 +63,8 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
 def _moved(assignment: Assignment, moved: Tensor, label: Tensor, inplace: bool) -> tuple[Tensor, Tensor | None]:
     """Return weights and index with the pixels that moved, marked ``(B, P)``, given to their new label alone."""
     weight, index = assignment.weight, assignment.index
-    weight = weight.clone() if weight.requires_grad or not inplace else weight
+    inplace = inplace and not weight.requires_grad  # what the gradient needs stays
+    weight = weight if inplace else weight.clone()
     image, pixel = moved.nonzero(as_tuple=True)
     new = label[image, pixel]
     weight[image, :, pixel] = 0

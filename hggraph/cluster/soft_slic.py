@@ -11,7 +11,7 @@ from hggraph.cluster.sampling import check_num_regions
 from hggraph.graph import Assignment
 from hggraph.graph.assignment import MAX_PAIRS
 from hggraph.ops import fast
-from hggraph.ops._pairs import negative_distance
+from hggraph.ops._pairs import masses, negative_distance
 from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
 __all__ = ["UPDATES", "check_update", "soft_slic"]
@@ -36,7 +36,8 @@ def soft_slic(
 
     Each pixel starts with its spatially nearest centre. Then `iterations` times: centres become weighted means of the
     pixels, and weights ``exp(-||x_p - c_r||^2)``. After the last step entries not above `threshold` are dropped and
-    each pixel's weights divided by their sum; a pixel left without any goes to its nearest region.
+    each pixel's weights divided by their sum; a pixel left without any goes to its nearest region. A region that loses
+    all its pixels goes back to its seed: that pixel is its centre, and what it pools to.
 
     Args:
         x: Map, shape ``(B, C, H, W)``, floating point, finite (checked on the CPU).
@@ -93,6 +94,9 @@ def soft_slic(
             middles = _update(pixels, middles, index, update)
         index = listed(middles[..., -2:] / position) if position > 0 else index
         weight = ops.soft_assign(pixels, middles, index, threshold=threshold)
+        # a region that has lost all its pixels goes back to where it started
+        mass = masses(weight.detach(), index, centers.shape[1])
+        middles = torch.where(mass[..., None] > 0, middles, at_seeds)
     found = Assignment(weight, size, index=index, num_regions=centers.shape[1], seeds=centers, centers=middles)
     return found.harden() if hard else found
 

@@ -376,8 +376,8 @@ class Assignment:
         return every.view(1, -1, 1).expand(self.weight.shape)
 
     def _with(self, function: Callable[[Tensor], Tensor]) -> Assignment:
-        leaves, plan = _pytree.tree_flatten(self)
-        return _pytree.tree_unflatten([function(x) if isinstance(x, Tensor) else x for x in leaves], plan)
+        leaves, context = _flatten(self)
+        return _unflatten([function(leaf) for leaf in leaves], context)
 
     def _check_map(self, x: Tensor) -> None:
         check_ndim("x", x, 4, shape="(B, C, H, W)")
@@ -401,14 +401,19 @@ class Assignment:
         return f"Assignment(batch_size={self.batch_size}, size={self.size}, regions={self.num_regions}, entries={form})"
 
 
-def _flatten(s: Assignment) -> tuple[list[Tensor | None], tuple[Any, ...]]:
-    return [s.weight, s.index, s.seeds, s.centers], (s.size, s.num_regions, s.grid)
+_TENSORS = ("weight", "index", "seeds", "centers")
+
+
+def _flatten(s: Assignment) -> tuple[list[Tensor], tuple[Any, ...]]:
+    held = [name for name in _TENSORS if getattr(s, name) is not None]
+    return [getattr(s, name) for name in held], (held, s.size, s.num_regions, s.grid)
 
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Assignment:
     out = Assignment.__new__(Assignment)  # leaves may be anything while a pytree is mapped
-    out.weight, out.index, out.seeds, out.centers = leaves
-    out.size, out.num_regions, out.grid = context
+    held, out.size, out.num_regions, out.grid = context
+    found = dict(zip(held, leaves, strict=True))
+    out.weight, out.index, out.seeds, out.centers = (found.get(name) for name in _TENSORS)  # type: ignore[assignment]
     return out
 
 

@@ -108,7 +108,7 @@ def _region_pool(x: Tensor, assignment: Tensor, index: Tensor | None, num_region
     dtype = compute_dtype(x)  # the sum over a region may leave a half's range where the mean does not
     mass = masses(assignment, index, num_regions)
     out = collect(x.to(dtype), assignment.to(dtype), index, num_regions)
-    return out.mul_(_inverse(mass).to(dtype)).to(x.dtype), mass
+    return out.mul_(_inverse(mass.to(dtype))).to(x.dtype), mass
 
 
 @operator(
@@ -121,8 +121,8 @@ def _region_pool_backward(
 ) -> tuple[Tensor, Tensor]:
     if index is None and (triton := kernel("region_pool", grad, x, assignment)) is not None:
         return triton.region_pool_backward(grad, grad_mass, x, assignment, out, mass)
-    dtype = mass.dtype
-    scaled = grad.to(dtype) * _inverse(mass)
+    dtype = torch.promote_types(compute_dtype(x), mass.dtype)
+    scaled = grad.to(dtype) * _inverse(mass.to(dtype))
     grad_x = spread(scaled, assignment.to(dtype), index).to(x.dtype)
     shift = grad_mass - (scaled * out.to(dtype)).sum(2)
     grad_assignment = pair_dot(scaled, x.to(dtype), index) + of_region(shift, index)
