@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hggraph.ops.fast._jit import Array, jit
+from hggraph.ops.fast._lanes import LANES, load, store, sum_of
 from hggraph.ops.fast._pairs import Table, find, new_table, room_for
 from hggraph.ops.fast._threads import num_stripes, run
 
@@ -51,19 +52,12 @@ def _stripe_table(weight: Array, index: Array, top: int, bottom: int, num_region
                 table = _one_by_one(weight, index, i * _SIDE, j * _SIDE, num_regions, steps, table)
             elif used > 1:
                 for u in range(used):
+                    plane, part = planes[u], inner[u]
                     for y in range(_SIDE):
-                        for x in range(_SIDE):
-                            inner[u, y * wide + x] = planes[u, (y + halo) * wide + halo + x]
+                        for x in range(0, _SIDE, LANES):
+                            store(part, y * wide + x, load(plane, (y + halo) * wide + halo + x))
                 _add_products(planes, inner, regions, used, halo, num_regions, steps, table)
     return table
-
-
-@jit()
-def _any(row: Array) -> Any:
-    largest = f(0)
-    for x in range(row.shape[0]):
-        largest = row[x] if row[x] > largest else largest
-    return largest > f(0)
 
 
 @jit()
@@ -72,12 +66,6 @@ def _same(row: Array) -> bool:
     for x in range(row.shape[0]):
         different |= row[x] ^ row[0]
     return different == 0
-
-
-@jit()
-def _add_row(row: Array, out: Array) -> None:
-    for x in range(row.shape[0]):
-        out[x] += row[x]
 
 
 @jit()
@@ -101,30 +89,32 @@ def _read_tile(weight: Array, index: Array, top: int, left: int, halo: int, plan
     used = 0
     for t in range(weight.shape[0]):
         for y in range(max(top - halo, 0), min(top + _SIDE + halo, height)):
+            row, regions_row = weight[t, y], index[t, y]
             at = (y - top + halo) * wide + halo - left  # of column 0
-            x = max(left - halo, 0)
-            last = min(left + _SIDE + halo, width)
-            if not _any(weight[t, y, x:last]):
-                continue
+            x, last = max(left - halo, 0), min(left + _SIDE + halo, width)
             while x < last:
-                end = x + 1  # pixels of the halo one by one, those of the tile in a row
-                if x == left:
-                    end = min(left + _SIDE, last)
-                    if not _any(weight[t, y, x:end]):
-                        x = end
+                if x == left and x + _SIDE <= width:  # the tile's own pixels at once, where they list one region
+                    first, second = load(row, x), load(row, x + LANES)
+                    if sum_of(first + second) == f(0):
+                        x += _SIDE
                         continue
-                    if not _same(index[t, y, x:end]):
-                        end = x + 1
-                while x < end or (left <= x < left + _SIDE and x < last):
-                    if end <= x:
-                        end = x + 1
-                    if end > x + 1 or weight[t, y, x] > f(0):
-                        u = _plane_of(index[t, y, x], regions, used, planes)
+                    if _same(regions_row[x : x + _SIDE]):
+                        u = _plane_of(regions_row[x], regions, used, planes)
                         if u < 0:
                             return -1
                         used = max(used, u + 1)
-                        _add_row(weight[t, y, x:end], planes[u, at + x : at + end])
-                    x = end
+                        plane = planes[u]
+                        store(plane, at + x, load(plane, at + x) + first)
+                        store(plane, at + x + LANES, load(plane, at + x + LANES) + second)
+                        x += _SIDE
+                        continue
+                if row[x] > f(0):
+                    u = _plane_of(regions_row[x], regions, used, planes)
+                    if u < 0:
+                        return -1
+                    used = max(used, u + 1)
+                    planes[u, at + x] += row[x]
+                x += 1
     return used
 
 
