@@ -12,7 +12,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-__all__ = ["LANES", "exp_lanes", "least_of", "load", "lower", "splat", "store", "sum_of", "up_to", "upper"]
+__all__ = [
+    "LANES",
+    "all_equal",
+    "exp_lanes",
+    "least_of",
+    "load",
+    "lower",
+    "some",
+    "splat",
+    "store",
+    "sum_of",
+    "up_to",
+    "upper",
+]
 
 LANES = 8
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -128,6 +141,33 @@ def _least_of(typing: Any, value: Any) -> Any:
     return types.float32(lanes), _fold(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 
 
+def _any_of(builder: Any, condition: Any) -> Any:
+    bits = builder.bitcast(condition, ir.IntType(LANES))
+    return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+
+def _some(typing: Any, value: Any) -> Any:
+    """Say whether one of the eight is above 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _any_of(builder, builder.fcmp_ordered(">", arguments[0], ir.Constant(_FLOATS, [0.0] * LANES)))
+
+    return types.boolean(lanes), generate
+
+
+def _all_equal(typing: Any, array: Any, index: Any) -> Any:
+    """Say whether eight int32 of a contiguous array from a place on are all equal to its first; nothing is checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(_place(context, builder, signature.args[0], *arguments), _WHOLE.as_pointer())
+        values = builder.load(place)
+        values.align = 4
+        first = builder.shuffle_vector(values, values, ir.Constant(_WHOLE, [0] * LANES))
+        return builder.not_(_any_of(builder, builder.icmp_signed("!=", values, first)))
+
+    return types.boolean(array, types.intp), generate
+
+
 # as in `hggraph.ops.fast._jit.exponential`
 _POWER = (0.5099642276763916, 0.3120160698890686, 0.1666133552789688, -0.00212520151399076, 0.013534166850149632)
 
@@ -162,6 +202,8 @@ splat: Any = intrinsic(_splat)
 lower: Any = intrinsic(_lower)
 upper: Any = intrinsic(_upper)
 up_to: Any = intrinsic(_up_to)
+some: Any = intrinsic(_some)
+all_equal: Any = intrinsic(_all_equal)
 sum_of: Any = intrinsic(_sum_of)
 least_of: Any = intrinsic(_least_of)
 exp_lanes: Any = intrinsic(_exp_lanes)
