@@ -12,7 +12,14 @@ from hggraph._check import check_features, check_positive
 from hggraph.cluster.color import POSITION_SCALE, photo_colors, with_position
 from hggraph.cluster.connect import connect
 from hggraph.cluster.importance import active_focus, check_attention, importance_map
-from hggraph.cluster.sampling import check_num_regions, check_sampling, grid_of, grid_size, sample_with_noise
+from hggraph.cluster.sampling import (
+    check_num_regions,
+    check_sampling,
+    density_centers,
+    grid_of,
+    grid_size,
+    sample_with_noise,
+)
 from hggraph.cluster.soft_slic import check_update, soft_slic
 from hggraph.graph import Assignment
 from hggraph.ops import fast
@@ -253,6 +260,8 @@ class SoftSLIC(nn.Module):
             return torch.stack([fast.density_seeds(image, num_regions) for image in seen.detach()])
         # a grid looks at nothing
         importance = seen[:, 0].detach() if sampling == "grid" else self._importance(seen, attention)
+        if sampling == "density" and attention is not None:
+            return density_centers(importance.float(), num_regions, spread=True)
         noise = None if sampling in ("grid", "density") else self._noise_for(seen)
         return sample_with_noise(importance, noise, num_regions, sampling, self.oversample, self.beta)
 

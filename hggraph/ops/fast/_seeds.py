@@ -82,8 +82,8 @@ def density_seeds(
             raise ValueError("`importance` must be finite, got NaN or infinity.")
         density = smooth_cells(density, gaussian_taps(blur * spacing / side))
         _move(ys, xs, density, (height, width), side, steps, least, power)
-    rows = np.clip(np.floor(ys + f(0.5)).astype(np.int64), 0, height - 1)
-    columns = np.clip(np.floor(xs + f(0.5)).astype(np.int64), 0, width - 1)
+    rows = np.clip(np.floor(ys + f(0.499)).astype(np.int64), 0, height - 1)
+    columns = np.clip(np.floor(xs + f(0.499)).astype(np.int64), 0, width - 1)
     return as_tensor(rows * width + columns)
 
 
