@@ -37,6 +37,12 @@ COLUMNS = {
     "edges_per_node": ("edges a node", "{:.2f}"),
     "milliseconds": ("processor ms", "{:.1f}"),
 }
+AXES = {
+    "asa": "achievable segmentation accuracy",
+    "ue": "undersegmentation error (lower is better)",
+    "edges_per_node": "edges per node",
+    "milliseconds": "processor time, ms",
+}
 Row = dict[str, float]
 Photo = tuple[Tensor, Tensor | None]  # bytes (3, H, W), and the annotators' segments (A, H, W)
 
@@ -82,8 +88,13 @@ def _quality(report: Report, peers: dict[str, Maker], where: RegionData, counts:
     names = list(makers)
     found: dict[str, dict[int, list[Row]]] = {name: {n: [] for n in counts} for name in names}
     equal: dict[str, dict[int, list[tuple[Row, Row]]]] = {}
+    started: set[tuple[str, int, torch.Size]] = set()
     for turn, (image, truth) in enumerate(data):
         for n in counts:
+            for name in names:
+                if (key := (name, n, image.shape)) not in started:  # first calls set up much
+                    started.add(key)
+                    makers[name](image.float() / 255, n)
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 found[name][n].append(_measured(makers[name], image, truth, n))
@@ -211,7 +222,7 @@ def curves(means: dict[str, dict[int, Row]], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    for measure, (short, _) in COLUMNS.items():
+    for measure in COLUMNS:
         lines = {
             name: [(row["regions"], row[measure]) for row in by_count.values() if row[measure] == row[measure]]
             for name, by_count in means.items()
@@ -221,13 +232,17 @@ def curves(means: dict[str, dict[int, Row]], folder: Path) -> None:
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
         for name, points in lines.items():
-            mine = name.startswith(OURS)
-            axes.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=2.5 if mine else 1.2, markersize=4)
+            style = {"linewidth": 2.5, "color": "black"} if name.startswith(OURS) else {"linewidth": 1.2}
+            dashes = "--" if name == LEARNED else "-"
+            axes.plot(*zip(*points, strict=True), dashes, marker="o", label=name, markersize=4, **style)
         axes.set_xscale("log")
         if measure in ("pieces", "milliseconds"):
             axes.set_yscale("log")
+        counts = sorted(next(iter(means.values())))
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
         axes.set_xlabel("K, regions made (mean)")
-        axes.set_ylabel(f"{measure.replace('_', ' ')} ({short})" if measure != "milliseconds" else "processor time, ms")
+        axes.set_ylabel(AXES.get(measure, measure.replace("_", " ")))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         write_atomically(folder / f"{measure}.png", lambda path, figure=figure: figure.savefig(path, dpi=120))

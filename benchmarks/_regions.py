@@ -46,24 +46,14 @@ def hard_graph(photo: Tensor, num_regions: int) -> Data:
         return region_graph(photo[None], Assignment.from_labels(labels[None], num_regions))[0]
 
 
-def learned(path: Path) -> Callable[[Tensor, int], Tensor]:
-    """Return what makes regions by the learned features of a file, a state of `RegionEmbedding` alone or inside a net.
+def learned(run: Path) -> Callable[[Tensor, int], Tensor]:
+    """Return what makes labels by the features that a run of ``hggraph fit`` has learned."""
+    from hggraph.engine import load_clusterer
 
-    Raises:
-        ValueError: if the file has no such state.
-    """
-    from hggraph.nn import RegionEmbedding
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    ends = [name.removesuffix("mix.weight") for name in state if name.endswith("mix.weight")]
-    if len(ends) != 1:
-        raise ValueError(f"{path}: expected the weights of a RegionEmbedding, got {len(ends)} of them.")
-    embedding = RegionEmbedding()
-    embedding.load_state_dict({k.removeprefix(ends[0]): v for k, v in state.items() if k.startswith(ends[0])})
+    slic = load_clusterer(run)
 
     def labels(photo: Tensor, num_regions: int) -> Tensor:
-        slic = SoftSLIC(num_regions=num_regions, feature_scale="photo", projection=embedding).eval()
+        slic.num_regions = num_regions
         with torch.inference_mode():
             return slic(photo[None]).labels[0]
 

@@ -24,7 +24,7 @@ class RegionData:
     data: Path | None = None  # BSDS500
     camvid: Path | None = None
     every: int = 2  # photo
-    clusterer: Path | None = None  # weights of learned regions
+    clusterer: Path | None = None  # a run that has learned regions
     curves: Path | None = None  # folder for pictures
 
 

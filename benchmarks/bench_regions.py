@@ -1,6 +1,6 @@
 """Regions against those of every superpixel program that is installed: their quality, and the way to a graph.
 
-    python -m hggraph.benchmarks.bench_regions [--data FOLDER] [--camvid FOLDER] [--every N] [--clusterer FILE]
+    python -m hggraph.benchmarks.bench_regions [--data FOLDER] [--camvid FOLDER] [--every N] [--clusterer RUN]
         [--curves FOLDER] [--rounds N] [--json FILE] [--quick]
 
 - Quality on BSDS500 (every N-th photo of its test split, or of a folder without splits), by `hggraph.metrics`: at 100

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+import hggraph.engine
+from hggraph import SoftSLIC
 from hggraph.benchmarks import (
     _measure,
     _region_growth,
@@ -152,6 +154,20 @@ def test_regions(tmp_path, capsys, bsds, here):
         assert f"soft graph / {name}'s labels, 48 x 64, 12" in ratios
     assert {path.name for path in (tmp_path / "curves").iterdir()} >= {"asa.png", "ue.png", "milliseconds.png"}
     assert "12 regions asked for, mean of 2 photos" in capsys.readouterr().out
+
+
+def test_learned_regions(monkeypatch, bsds):
+    slic = SoftSLIC(candidates=6, feature_scale="photo").eval()
+    monkeypatch.setattr(hggraph.engine, "load_clusterer", lambda run: slic, raising=False)
+    report = _measure.Report("regions", bench_regions.TITLE, QUICK)
+    fast = {_regions.FAST: lambda pixels, n: np.arange(48 * 64).reshape(48, 64) // (48 * 64 // n)}
+    _region_quality.quality(report, fast, RegionData(data=bsds, clusterer=bsds), counts=(12,))
+    rows = report.more["quality"]
+    same = {name: value for name, value in rows["hggraph"]["12"].items() if name != "milliseconds"}
+    assert same == {name: rows["hggraph, learned"]["12"][name] for name in same}
+    assert list(report.more["at equal K"]) == ["fast-slic", "hggraph, learned"]
+    label = "learned: UE / fast-slic's at its K, 12 asked for"
+    assert {ratio.label: ratio.median for ratio in report.ratios}[label] < 1
 
 
 def test_regions_of_the_sample_photo_alone(monkeypatch, tmp_path, here):

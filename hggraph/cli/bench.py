@@ -90,10 +90,10 @@ def run_benchmarks(
     clusterer: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
+            metavar="RUN",
             exists=True,
-            dir_okay=False,
-            help="Of `regions`: weights of learned ones.",
+            file_okay=False,
+            help="Of `regions`: a run that learned them.",
             show_default=False,
         ),
     ] = None,

@@ -86,14 +86,13 @@ def test_what_the_case_regions_reads_is_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(Roofline, "measure", lambda *_, **__: Roofline(2e10, 1e11))
     fake(monkeypatch, "regions", lambda report: (seen.append(report.setting.regions), good(report)))
     fake(monkeypatch, "segment", good)
-    weights = tmp_path / "weights.pt"
-    weights.touch()
-    options = ("--data", tmp_path, "--camvid", tmp_path, "--every", 3, "--clusterer", weights, "--curves", tmp_path)
+    names = ("--data", "--camvid", "--clusterer", "--curves")
+    options = ("--every", 3, *(word for name in names for word in (name, tmp_path)))
     result = run("regions", "--device", "cpu", *options)
     assert result.exit_code == 0, result.output
     assert (seen[0].data, seen[0].camvid, seen[0].every) == (tmp_path, tmp_path, 3)
-    assert (seen[0].clusterer, seen[0].curves) == (weights, tmp_path)
-    result = run("segment", "--device", "cpu", *options[:4])
+    assert (seen[0].clusterer, seen[0].curves) == (tmp_path, tmp_path)
+    result = run("segment", "--device", "cpu", *options[:6])
     assert result.exit_code == 2
     assert "--data, --camvid belongs to the case regions, which is not among those named" in words(result)
     result = run("regions", "--device", "cpu", "--data", tmp_path / "none")
