@@ -71,7 +71,7 @@ def spread(z: Tensor, weight: Tensor, index: Tensor | None) -> Tensor:
     batch, entries, pixels = weight.shape
     ptr = torch.arange(0, batch * pixels * entries + 1, max(entries, 1), device=z.device)
     out = gather_scale_sum(z.flatten(0, 1), ptr, _regions(index, z.shape[1]), _flat(weight))
-    return out.view(batch, pixels, -1).transpose(1, 2)
+    return out.view(batch, pixels, z.shape[2]).transpose(1, 2)
 
 
 def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
@@ -91,7 +91,7 @@ def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -
     regions, order = torch.sort(_regions(index, num_regions), stable=True)
     ptr = csr_pointer(regions, x.shape[0] * num_regions)
     out = gather_scale_sum(rows(x), ptr, order // index.shape[1], _flat(weight)[order])
-    return out.view(x.shape[0], num_regions, -1)
+    return out.view(x.shape[0], num_regions, x.shape[1])
 
 
 def masses(weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
@@ -152,9 +152,9 @@ def negative_distance_backward(grad: Tensor, x: Tensor, centers: Tensor, index: 
 
 def _by_difference(x: Tensor, centers: Tensor, index: Tensor) -> Tensor:
     pixels, regions = rows(x), centers.flatten(0, 1)
-    flat = _regions(index, centers.shape[1]).view(pixels.shape[0], -1)
+    flat = _regions(index, centers.shape[1]).view(pixels.shape[0], index.shape[1])
     parts = [(pixels - regions.index_select(0, entry)).square_().sum(1).neg_() for entry in flat.unbind(1)]
-    return torch.stack(parts, 1).view(x.shape[0], x.shape[2], -1).transpose(1, 2)
+    return torch.stack(parts, 1).view(x.shape[0], x.shape[2], len(parts)).transpose(1, 2)
 
 
 def _regions(index: Tensor, num_regions: int) -> Tensor:
