@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from hggraph import Assignment, SoftSLIC, region_graph
+from hggraph import SoftSLIC, region_graph
 from hggraph.benchmarks._measure import Report, reason
 
 # isort: split
@@ -22,15 +22,15 @@ OURS, FAST = "hggraph", "fast-slic"
 Maker = Callable[[np.ndarray, int], np.ndarray]  # pixels (H, W, 3), bytes, and a number of regions -> labels (H, W)
 
 
-def clusterer(num_regions: int) -> SoftSLIC:
+def clusterer(num_regions: int, *, hard: bool = False) -> SoftSLIC:
     """Return what makes our regions of a photo."""
-    return SoftSLIC(num_regions=num_regions, candidates=6, feature_scale="photo").eval()
+    return SoftSLIC(num_regions=num_regions, feature_scale="photo", hard=hard).eval()
 
 
 def ours(photo: Tensor, num_regions: int) -> Tensor:
     """Return our labels ``(H, W)`` of a photo ``(3, H, W)`` in [0, 1]."""
     with torch.inference_mode():
-        return clusterer(num_regions)(photo[None]).labels[0]
+        return clusterer(num_regions, hard=True)(photo[None]).labels[0]
 
 
 def soft_graph(photo: Tensor, num_regions: int) -> Data:
@@ -42,8 +42,7 @@ def soft_graph(photo: Tensor, num_regions: int) -> Data:
 def hard_graph(photo: Tensor, num_regions: int) -> Data:
     """Return the typed graph of a photo's labels."""
     with torch.inference_mode():
-        labels = ours(photo, num_regions)
-        return region_graph(photo[None], Assignment.from_labels(labels[None], num_regions))[0]
+        return region_graph(photo[None], clusterer=clusterer(num_regions, hard=True))[0]
 
 
 def learned(run: Path) -> Callable[[Tensor, int], Tensor]:
