@@ -252,7 +252,8 @@ class SoftSLIC(nn.Module):
             hard=self.hard,
         )
         assignment.grid = grid_of(size, num_regions) if sampling == "grid" else None
-        return connect(assignment, features, inplace=True) if self.connected else assignment
+        # learned features guide no better than colours, which are few enough for the fast path
+        return connect(assignment, seen if photo else features, inplace=True) if self.connected else assignment
 
     def _seeds(self, seen: Tensor, attention: Tensor | None, num_regions: int, sampling: str) -> Tensor:
         plain = sampling == "density" and attention is None and self.neighbors == 4 and seen.shape[1] == 3

@@ -250,3 +250,16 @@ def test_many_channels_of_an_index(agree):
     actual = soft_assign(x.float(), centers.float(), index, threshold=0.0)
     # a square of 90,000 would leave 1e-2 of a distance
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_in_float32_with_an_index():
+    """Where loops over pixels skip weights of zero they must not skip the negative ones that gradients have."""
+    torch.manual_seed(0)
+    x, centers, index = torch.randn(1, 4, 600), torch.randn(1, 9, 4), chosen(1, 9, 3, 600)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = x.to(dtype).requires_grad_(), centers.to(dtype).requires_grad_()
+        weight = soft_assign(*inputs, index, threshold=0.0)
+        found.append(torch.autograd.grad((weight * weight.detach().roll(7, 2).to(dtype)).sum(), inputs))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)

@@ -66,7 +66,7 @@ def pool(x: Any, weight: Any, index: Any, num_regions: int) -> tuple[Tensor, Ten
 
     Args:
         x: Features, shape ``(C, P)``, float32.
-        weight: Weights S, not negative, shape ``(T, P)``, float32.
+        weight: Weights S or their gradients, shape ``(T, P)``, float32.
         index: Region of each weight, in [0, R), shape ``(T, P)``, int32.
         num_regions: R.
 
@@ -148,7 +148,8 @@ def _label_stripes(first: int, last: int, runs: Runs, x: Array, width: int, sums
 def _all_zero(row: Array) -> bool:
     largest = f(0)
     for x in range(row.shape[0]):
-        largest = row[x] if row[x] > largest else largest
+        size = abs(row[x])
+        largest = size if size > largest else largest
     return largest == f(0)
 
 
