@@ -210,7 +210,7 @@ def graph_calls() -> list[Call]:
 
     x, centers = meta(8, 5, 4096), meta(8, 60, 5)
     heads = [meta(1, 1024, 30, 30) for _ in range(3)]
-    wide = [value for offset in itertools.product(range(-4, 5), repeat=2) for value in offset]
+    wide, wider = ([v for offset in itertools.product(range(-r, r + 1), repeat=2) for v in offset] for r in (4, 6))
     calls = [
         Call("soft_assign many regions", lambda: soft_assign.soft_assign(
             meta(2, 64, 4096), meta(2, 500, 64), 1e-3, meta(2, 500, 4096))),
@@ -219,6 +219,8 @@ def graph_calls() -> list[Call]:
             meta(8, 60, 5), x, centers, meta(8, 60, 5), meta(8, 60))),
         Call("region_adjacency 9 x 9", lambda: region_adjacency.region_adjacency(
             meta(2, 500, 1024), [32, 32], wide, True, True, 1e-7, 0.999)),
+        Call("region_adjacency 13 x 13", lambda: region_adjacency.region_adjacency(
+            meta(2, 500, 1024), [32, 32], wider, True, True, 1e-7, 0.999)),
         Call("segment_reduce long", lambda: segment.segment_reduce(meta(100_000, 64), index(11), None, None, "mean")),
         Call("segment_reduce narrow", lambda: segment.segment_reduce(meta(100_000, 3), index(30_001), None, None, "max")),
         Call("segment_softmax", lambda: segment.segment_softmax(meta(100_000, 8), index(10_001))),
