@@ -258,7 +258,7 @@ class SoftSLIC(nn.Module):
     def _seeds(self, seen: Tensor, attention: Tensor | None, num_regions: int, sampling: str) -> Tensor:
         plain = sampling == "density" and attention is None and self.neighbors == 4 and seen.shape[1] == 3
         if plain and len(seen) and fast.takes(seen.detach()):
-            return torch.stack([fast.density_seeds(image, num_regions) for image in seen.detach()])
+            return fast.each(lambda image: fast.density_seeds(image, num_regions), seen.detach())
         # a grid looks at nothing
         importance = seen[:, 0].detach() if sampling == "grid" else self._importance(seen, attention)
         if sampling == "density" and attention is not None:

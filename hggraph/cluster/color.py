@@ -84,7 +84,7 @@ def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
                 'bytes by 255; for other maps take feature_scale="auto".'
             )
     if len(image) and fast.takes(image):
-        return torch.stack([fast.lab(one.expand(3, -1, -1), smooth, scale=COLOR_SCALE) for one in image])
+        return fast.each(lambda one: fast.lab(one, smooth, scale=COLOR_SCALE), image.expand(-1, 3, -1, -1))
     return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * COLOR_SCALE
 
 

@@ -38,11 +38,12 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
     check_features("x", x)
     if x.shape[0] != assignment.batch_size or tuple(x.shape[2:]) != assignment.size:
         raise ValueError(f"`x` must have the images and the size of {assignment}, got shape {tuple(x.shape)}.")
-    before = assignment.labels
-    after = torch.empty_like(before)
+    if len(x) == 0:
+        return assignment
+    regions, before = assignment.num_regions, assignment.labels.int()
     connect_labels = fast.connect if fast.available() and x.shape[1] == 3 else fast.plain_connect
-    for label, guide, out in zip(before, x.detach().float(), after, strict=True):
-        out.copy_(connect_labels(label.cpu(), assignment.num_regions, guide.cpu()))
+    after = fast.each(lambda *one: connect_labels(one[0], regions, one[1]), before.cpu(), x.detach().float().cpu())
+    after = after.to(before.device)
     weight: Tensor
     index: Tensor | None
     if assignment.is_hard:

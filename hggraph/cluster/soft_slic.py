@@ -113,19 +113,19 @@ def _photo_slic(
     """Do the same in the fused loops for few channels."""
     size, regions = (x.shape[2], x.shape[3]), seeds.shape[1]
     side = block_side(size, regions)
-    centers = [
-        fast.slic(image, seed, position, candidates, side, iterations) for image, seed in zip(x, seeds, strict=True)
-    ]
-    here = list(zip(x, centers, strict=True))
+    centers = fast.each(lambda one, seed: fast.slic(one, seed, position, candidates, side, iterations), x, seeds)
     if hard:
-        labels = [fast.labels(image, center, position, candidates, side) for image, center in here]
-        out = Assignment.from_labels(torch.stack(labels), regions)
-        out.seeds, out.centers = seeds, torch.stack(centers)
+        labels = fast.each(lambda one, center: fast.labels(one, center, position, candidates, side), x, centers)
+        out = Assignment.from_labels(labels, regions)
+        out.seeds, out.centers = seeds, centers
         return out
     keep = _KEPT if x[:, 0].numel() > _LARGE else None
-    found = [fast.assign(image, center, position, candidates, side, threshold, keep=keep) for image, center in here]
-    weight, index = (torch.stack(parts) for parts in zip(*found, strict=True))
-    return Assignment(weight, size, index=index, num_regions=regions, seeds=seeds, centers=torch.stack(centers))
+    found = [
+        fast.assign(one, center, position, candidates, side, threshold, keep=keep)
+        for one, center in zip(x, centers, strict=True)
+    ]
+    weight, index = (parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*found, strict=True))
+    return Assignment(weight, size, index=index, num_regions=regions, seeds=seeds, centers=centers)
 
 
 def check_update(update: str, position: float) -> None:

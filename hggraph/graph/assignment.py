@@ -13,6 +13,7 @@ from torch.utils import _pytree
 from hggraph import ops
 from hggraph._check import check_ndim, check_positive
 from hggraph.graph.adjacency import RegionAdjacency
+from hggraph.ops import fast
 from hggraph.ops._pairs import check_index, densify, masses
 from hggraph.stencil import Stencil
 
@@ -141,12 +142,15 @@ class Assignment:
     @property
     def labels(self) -> Tensor:
         """The strongest region of each pixel, shape ``(B, H, W)``, long; of equally strong ones the first entry."""
-        if self.is_hard:
-            labels = self._all_index().long()
+        if self.index is None:
+            strongest = self.weight.argmax(1)
+        elif self.is_hard:
+            strongest = self.index.squeeze(1)
+        elif self.batch_size and fast.takes(self.weight.detach()):
+            strongest = fast.each(fast.strongest, self.weight.detach(), self.index.int())
         else:
-            entry = self.weight.argmax(1, keepdim=True)
-            labels = entry if self.index is None else self.index.gather(1, entry).long()
-        return labels.view(self.batch_size, *self.size)
+            strongest = self.index.gather(1, self.weight.argmax(1, keepdim=True)).squeeze(1)
+        return strongest.long().view(self.batch_size, *self.size)
 
     @property
     def area(self) -> Tensor:
@@ -330,30 +334,37 @@ class Assignment:
             Matrices of static shape without an index or for at most 512 regions, edges otherwise.
         """
         stencil = Stencil.square(3) if stencil is None else stencil
-        if stencil.ndim != 2:
-            raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
-        options = {"noise_cancel": noise_cancel, "max_direction": max_direction}
+        _check_axes(stencil)
         if self.index is None or self.num_regions <= _MATRICES or torch.compiler.is_exporting():
             dense, degree = ops.region_adjacency(
-                self._dense(), self.size, stencil.offsets, return_degree=True, **options
+                self._dense(),
+                self.size,
+                stencil.offsets,
+                return_degree=True,
+                noise_cancel=noise_cancel,
+                max_direction=max_direction,
             )
             return RegionAdjacency(stencil, dense, degree=degree, max_direction=max_direction)
-        return self.edges(stencil, **options)
+        return self.edges(stencil, noise_cancel=noise_cancel, max_direction=max_direction)
 
     def edges(
         self, stencil: Stencil | None = None, *, noise_cancel: bool = True, max_direction: bool = True
     ) -> RegionAdjacency:
         """Return the adjacency as edges, without a matrix of regions by regions; see `adjacency`."""
         stencil = Stencil.square(3) if stencil is None else stencil
-        dense = RegionAdjacency(
-            stencil,
-            ops.region_adjacency(
-                self._dense(), self.size, stencil.offsets, noise_cancel=noise_cancel, max_direction=max_direction
-            ),
+        _check_axes(stencil)
+        edges = ops.region_edges(
+            self.weight,
+            self._all_index(),
+            self.size,
+            stencil.offsets,
+            self.num_regions,
+            noise_cancel=noise_cancel,
+            max_direction=max_direction,
         )
         return RegionAdjacency(
             stencil,
-            edges=dense.to_edges(),
+            edges=edges,
             batch_size=self.batch_size,
             num_regions=self.num_regions,
             max_direction=max_direction,
@@ -399,6 +410,11 @@ class Assignment:
         """Show sizes."""
         form = "all" if self.index is None else str(self.weight.shape[1])
         return f"Assignment(batch_size={self.batch_size}, size={self.size}, regions={self.num_regions}, entries={form})"
+
+
+def _check_axes(stencil: Stencil) -> None:
+    if stencil.ndim != 2:
+        raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
 
 
 _TENSORS = ("weight", "index", "seeds", "centers")

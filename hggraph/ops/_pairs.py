@@ -18,6 +18,7 @@ from hggraph.ops.segment import csr_pointer, gather_scale_sum, gathered_dot
 __all__ = [
     "check_index",
     "collect",
+    "collect_with_masses",
     "densify",
     "masses",
     "negative_distance",
@@ -74,15 +75,23 @@ def spread(z: Tensor, weight: Tensor, index: Tensor | None) -> Tensor:
     return out.view(batch, pixels, z.shape[2]).transpose(1, 2)
 
 
+def collect_with_masses(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -> tuple[Tensor, Tensor]:
+    """Return `collect` and `masses`, in one pass where there is one."""
+    if index is not None and x.shape[1] <= _FEW and len(x) and fast.takes(x, weight):
+        found = [fast.pool(*one, num_regions) for one in zip(x, weight, index.int(), strict=True)]
+        sums, mass = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return sums, mass
+    return collect(x, weight, index, num_regions), masses(weight, index, num_regions)
+
+
 def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
     """Return ``sum_p weight[r, p] x_p``, shape ``(B, R, C)``, of a map ``(B, C, P)``."""
     if index is not None and torch.compiler.is_exporting():
         weight, index = densify(weight, index, num_regions), None
     if index is None:
         return torch.bmm(weight, x.transpose(1, 2))
-    if x.shape[1] <= _FEW and fast.takes(x, weight):
-        found = [fast.pool(*one, num_regions)[0] for one in zip(x, weight, index.int(), strict=True)]
-        return torch.stack(found) if found else x.new_zeros(0, num_regions, x.shape[1])
+    if x.shape[1] <= _FEW and len(x) and fast.takes(x, weight):
+        return fast.each(lambda *one: fast.pool(*one, num_regions)[0], x, weight, index.int())
     if x.device.type == "cpu" and x.shape[1] <= _FEW:  # one after the other: the same sum every time
         out = x.new_zeros(*x.shape[:2], num_regions)
         for region, part in zip(index.long().unbind(1), weight.unbind(1), strict=True):
@@ -101,6 +110,9 @@ def masses(weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
         return weight.sum(2)
     if torch.compiler.is_exporting():
         return densify(weight, index, num_regions).sum(2)
+    if len(weight) and fast.takes(weight):
+        none = weight.new_empty(len(weight), 0, weight.shape[2])
+        return fast.each(lambda *one: fast.pool(*one, num_regions)[1], none, weight, index.int())
     if weight.device.type == "cpu":  # one after the other: the same sum every time
         flat = weight.new_zeros(weight.shape[0], num_regions)
         return flat.scatter_add_(1, index.flatten(1).long(), weight.flatten(1))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hggraph._check import check_range
+from hggraph.ops import fast
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops.segment import gather_scale_sum
 
@@ -59,9 +60,25 @@ def region_pairs(
         >>> region_pairs(weight, index, (1, 3), [0, 1], 2).forward
         tensor([[1.]])
     """
+    if len(assignment) and fast.takes(assignment):
+        return _compiled_pairs(assignment, index, (size[0], size[1]), offsets, num_regions)
     key, strength = _Pairs.apply(assignment, index, tuple(size), tuple(offsets), num_regions)
     low, (forward, backward) = key // num_regions, strength.chunk(2, 1)
     return RegionPairs(low, low // num_regions * num_regions + key % num_regions, forward, backward)
+
+
+def _compiled_pairs(
+    assignment: Tensor, index: Tensor, size: tuple[int, int], offsets: Sequence[int], num_regions: int
+) -> RegionPairs:
+    steps = list(zip(offsets[::2], offsets[1::2], strict=True))
+    parts = []
+    for image, (weight, regions) in enumerate(zip(assignment, index.int(), strict=True)):
+        if len(weight) == 1:  # an entry with an index: labels
+            low, high, *strength = fast.edges_of_labels(regions.view(size), num_regions, steps)
+        else:
+            low, high, *strength = fast.edges_of_weights(weight, regions, size, num_regions, steps)
+        parts.append((low + image * num_regions, high + image * num_regions, *strength))
+    return RegionPairs(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class _Pairs(torch.autograd.Function):

@@ -46,7 +46,7 @@ def nearest_regions(positions: Tensor, size: tuple[int, int], side: int, entries
         raise ValueError(f"`entries` must be at most the {positions.shape[1]} regions, got {entries}.")
     positions = positions.detach()
     if len(positions) and fast.takes(positions):
-        return torch.stack([fast.nearest_regions(one, size, side, entries) for one in positions])
+        return fast.each(lambda one: fast.nearest_regions(one, size, side, entries), positions)
     y, x = (_middles(length, side, positions) for length in size)
     step = max(1, _PAIRS // max(1, positions.shape[1] * len(x)))
     parts = [_nearest(positions, rows, x, entries) for rows in y.split(step)]

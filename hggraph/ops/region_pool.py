@@ -10,7 +10,7 @@ from torch import Tensor
 from hggraph._check import check_ndim
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
-from hggraph.ops._pairs import check_index, collect, densify, masses, of_region, pair_dot, spread
+from hggraph.ops._pairs import check_index, collect_with_masses, densify, of_region, pair_dot, spread
 
 __all__ = ["check_assignment", "region_pool"]
 
@@ -106,8 +106,10 @@ def _region_pool(x: Tensor, assignment: Tensor, index: Tensor | None, num_region
     if index is None and (triton := kernel("region_pool", x, assignment)) is not None:
         return triton.region_pool(x, assignment)
     dtype = compute_dtype(x)  # the sum over a region may leave a half's range where the mean does not
-    mass = masses(assignment, index, num_regions)
-    out = collect(x.to(dtype), assignment.to(dtype), index, num_regions)
+    out, mass = collect_with_masses(
+        x.to(dtype), assignment.to(torch.promote_types(assignment.dtype, dtype)), index, num_regions
+    )
+    mass = mass.to(compute_dtype(assignment))
     return out.mul_(_inverse(mass.to(dtype))).to(x.dtype), mass
 
 

@@ -154,7 +154,9 @@ def _draw_clustering(
     title = "Photo"
     if attention is not None:
         inside, level = outline_of(shrink(attention[None].to(x), sheet.step)[..., 0])
-        title = "Photo, attention the same all over" if level is None else f"Photo, outlined: attention above {level:.2g}"
+        title = (
+            "Photo, attention the same all over" if level is None else f"Photo, outlined: attention above {level:.2g}"
+        )
     sheet.show(photo, sheet.colors, title)
     bright = shrink(importance[None], sheet.step)[..., 0]
     norm = PowerNorm(0.5, vmin=0, vmax=max(float(np.quantile(bright, 0.995)), 1e-6), clip=True)
@@ -172,9 +174,7 @@ def _draw_clustering(
     means = assignment.pool(x)[0].clamp(0, 1).expand(-1, 3).cpu().numpy()
     count = f"{len(means):,} regions in their mean colours" if len(means) > 1 else "1 region in its mean colour"
     sheet.show(regions, means[sheet.labels], count)
-    draw_borders(
-        regions, sheet.labels, means[sheet.labels], sheet.step, width=min(0.5, sheet.spacing / 24), tidy=tidy
-    )
+    draw_borders(regions, sheet.labels, means[sheet.labels], sheet.step, width=min(0.5, sheet.spacing / 24), tidy=tidy)
 
 
 def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None:
