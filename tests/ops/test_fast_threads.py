@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,8 +20,8 @@ OFFSETS = [(-1, -1), (-1, 0), (-1, 1), (0, -1)]
 def everything(seed):
     """Return the results of every function on one photo."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, 9, 9, generator=generator)
-    photo = torch.nn.functional.interpolate(coarse, (90, 70), mode="bilinear", align_corners=False)[0]
+    coarse = torch.rand(3, 9, 7, generator=generator)  # no interpolation: its bits depend on the threads
+    photo = coarse.repeat_interleave(10, 1).repeat_interleave(10, 2)
     photo = (photo + 0.05 * torch.rand(3, 90, 70, generator=generator)).clamp(0, 1)
     lab = fast.lab(photo)
     seeds = fast.density_seeds(lab, 40)
@@ -74,8 +75,8 @@ def test_a_child_makes_its_own_threads(threads):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(2)
-        same = all(torch.equal(a, b) for a, b in zip(expected, everything(1), strict=True))
+        # compared by numpy: torch's own threads do not live through a fork, and 37,800 weights are enough for them
+        same = all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(expected, everything(1), strict=True))
         os.write(writer, b"1" if same else b"0")
         os._exit(0)
     os.close(writer)
@@ -86,10 +87,9 @@ def test_a_child_makes_its_own_threads(threads):
 PROGRAM = """
 import sys
 import numba.core.caching as caching
-caching._InTreeCacheLocator.from_function = classmethod(lambda *_: None)
-caching._UserWideCacheLocator.from_function = classmethod(lambda *_: None)
-caching._InTreeCacheLocatorFsAgnostic.from_function = classmethod(lambda *_: None) if hasattr(
-    caching, "_InTreeCacheLocatorFsAgnostic") else None
+for name in dir(caching):  # with an underscore before 0.62
+    if name.strip("_").startswith(("InTreeCache", "UserWideCache")):
+        getattr(caching, name).from_function = classmethod(lambda *_: None)
 import torch
 from hggraph.ops import fast
 print(fast.nearest_regions(torch.zeros(1, 2), (1, 1), 1, 1).tolist())

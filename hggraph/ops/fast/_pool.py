@@ -53,7 +53,7 @@ def pool_labels(x: Any, labels: Any, num_regions: int) -> tuple[Tensor, Tensor, 
     runs = runs_of(labels)
     stripes = num_stripes(height, num_regions * (channels + 3), max(channels, 1) * labels.size, most=16)
     sums = empty(stripes, num_regions, channels + 3, dtype=np.float64)
-    run(_label_stripes, stripes, runs, x.reshape(channels, -1), width, sums)
+    run(_label_stripes, stripes, runs, x.reshape(channels, labels.size), width, sums)
     total = _added(sums)
     area = total[:, channels]
     means = (total / np.maximum(area, 1)[:, None]).astype(f)

@@ -48,7 +48,7 @@ def slic(lab: Any, seeds: Any, position: float, candidates: int, side: int, iter
     Example:
         >>> import torch
         >>> photo = torch.tensor([0.0, 0.0, 9.0, 9.0]).expand(3, 1, 4)
-        >>> slic(photo, torch.tensor([0, 3]), 1.0, 2, 1, 2)[:, 0]
+        >>> slic(photo, torch.tensor([0, 3]), 1.0, 2, 1, 2)[:, 0].round()
         tensor([0., 9.])
     """
     lab = as_image("lab", lab, np.float32)
