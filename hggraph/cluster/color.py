@@ -12,11 +12,11 @@ from hggraph.cluster._blur import blur
 from hggraph.ops import fast
 from hggraph.ops._library import full_precision
 
-__all__ = ["POSITION_SCALE", "photo_colors", "photo_features", "rgb_to_lab"]
+__all__ = ["COLOR_SCALE", "POSITION_SCALE", "photo_colors", "photo_features", "rgb_to_lab"]
 
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
-_COLOR_SCALE = 0.26  # SSN
+COLOR_SCALE = 0.26  # SSN
 POSITION_SCALE = 2.5  # SSN at test time: 2.5 regions' spacings per unit
 _ROUNDING = 1e-3  # what resizing may leave outside [0, 1]
 
@@ -85,8 +85,8 @@ def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
                 'bytes by 255; for other maps take feature_scale="auto".'
             )
     if len(image) and fast.takes(image):
-        return torch.stack([fast.lab(one.expand(3, -1, -1), smooth, scale=_COLOR_SCALE) for one in image])
-    return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * _COLOR_SCALE
+        return torch.stack([fast.lab(one.expand(3, -1, -1), smooth, scale=COLOR_SCALE) for one in image])
+    return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * COLOR_SCALE
 
 
 def photo_features(image: Tensor, num_regions: int) -> Tensor:

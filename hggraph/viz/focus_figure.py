@@ -1,4 +1,4 @@
-"""Two clusterings of one image side by side: what attention does to centres and regions."""
+"""Two clusterings of one image side by side: what attention does to seeds and regions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hggraph.graph import Assignment
 from hggraph.viz.page import check_image, coarsening, page, shrink
-from hggraph.viz.panels import draw_attention, draw_borders, draw_centers, draw_image
+from hggraph.viz.panels import draw_borders, draw_centers, draw_image, draw_outline, outline_of
 from hggraph.viz.shapes import Floats, mean_positions, seed_positions
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["focus_figure"]
 
 
 def focus_figure(image: Tensor, without: Assignment, steered: Assignment, attention: Tensor) -> Figure:
-    """Draw the centres and regions of an image without and with attention, in four panels (as HG-Conv, Fig. 5).
+    """Draw the seeds and regions of an image without and with attention, in four panels (as HG-Conv, Fig. 5).
 
     Args:
         image: Colours in [0, 1], shape ``(3, H, W)``, or ``(1, H, W)`` for grey.
@@ -30,8 +30,8 @@ def focus_figure(image: Tensor, without: Assignment, steered: Assignment, attent
         attention: Attention in [0, 1], shape ``(H, W)``.
 
     Returns:
-        A matplotlib figure: above the sampled centres, on the right over the attention map; below the regions in their
-        mean colours. Each title counts the centres where attention is above 0.5.
+        A matplotlib figure: above the seeds, with a line around what has attention above the middle of its range; below
+        the regions in their mean colours. Each title counts the seeds inside that line.
 
     Raises:
         ImportError: if matplotlib is not installed; the text says how to get it.
@@ -59,14 +59,17 @@ def focus_figure(image: Tensor, without: Assignment, steered: Assignment, attent
     step = coarsening(size)
     colors = shrink(image.detach().clamp(0, 1).expand(3, -1, -1), step)
     figure, panels, _ = page(size[1] / size[0], 2, 2)
+    inside, level = outline_of(attention.numpy(force=True))
+    coarse = shrink(attention[None], step)[..., 0]
     sides = [("Without attention", without), ("With attention", steered)]
-    for (name, assignment), centers, regions in zip(sides, panels[:2], panels[2:], strict=True):
+    for (name, assignment), started, regions in zip(sides, panels[:2], panels[2:], strict=True):
         at = _centers(assignment, pitch, size)
-        on = attention[at[:, 1].round().astype(int), at[:, 0].round().astype(int)] > 0.5
-        draw_image(centers, colors, size, step, f"{name}: {len(at)} centres, {int(on.sum())} where it is above 0.5")
-        if assignment is steered:
-            draw_attention(centers, shrink(attention[None], step)[..., 0], step)
-        draw_centers(centers, at, 5.0)
+        here = inside[at[:, 1].round().astype(int), at[:, 0].round().astype(int)]
+        count = f"{len(at)} seeds, {int(here.sum())} of them inside" if level is not None else f"{len(at)} seeds"
+        draw_image(started, colors, size, step, f"{name}: {count}")
+        if level is not None:
+            draw_outline(started, coarse > level, step)
+        draw_centers(started, at, 5.0)
         _draw_regions(regions, image, assignment, pitch, size)
     return figure
 
@@ -97,4 +100,4 @@ def _draw_regions(axes: Axes, image: Tensor, assignment: Assignment, pitch: int,
     means = assignment.pool(x)[0].cpu().numpy()
     labels = assignment.labels[0].cpu().numpy()
     draw_image(axes, means[labels], size, pitch, f"{len(means)} regions in their mean colours")
-    draw_borders(axes, labels, pitch, color="white", width=0.6, alpha=0.8)
+    draw_borders(axes, labels, means[labels], pitch, width=0.5)

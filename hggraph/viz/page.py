@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check_image", "coarsening", "page", "save_figure", "shrink"]
 
 _PAGE = (13.4, 12.0)  # largest width and height of the panels together, in inches
-_LEAST = (3.6, 0.8)  # smallest width and height of a panel: room for its title
+_LEAST = (3.6, 0.8)  # smallest width and height of a panel
 _GAP, _TITLE = 0.12, 0.32  # between panels and over each, in inches
 _LONG_SIDE = 1000  # pixels; larger images are drawn smaller, a panel shows no more
 
@@ -47,13 +48,24 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 110) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi))
 
 
-def page(aspect: float, rows: int, columns: int) -> tuple[Figure, list[Axes], tuple[float, float]]:
+def page(
+    aspect: float,
+    rows: int,
+    columns: int,
+    *,
+    largest: tuple[float, float] = _PAGE,
+    least: tuple[float, float] = _LEAST,
+    below: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes], tuple[float, float]]:
     """Return a figure, its panels row by row, and their size in inches.
 
     Args:
         aspect: Width of the images over their height.
         rows: Panels below one another.
         columns: Panels side by side.
+        largest: Width and height of all panels together, in inches.
+        least: Smallest width and height of a panel, in inches: room for its title.
+        below: Room under each row, in inches, for scales; none when None.
 
     Raises:
         ImportError: if matplotlib is not installed; the text says how to get it.
@@ -62,17 +74,18 @@ def page(aspect: float, rows: int, columns: int) -> tuple[Figure, list[Axes], tu
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Figures need matplotlib, which is not installed: pip install "hggraph[viz]"') from error
-    across, down = _PAGE[0] / columns, _PAGE[1] / rows
-    across = max(min(across, down * aspect), _LEAST[0])
-    down = max(min(down, across / aspect), _LEAST[1])
+    below = [0.0] * rows if below is None else below
+    across, down = largest[0] / columns, largest[1] / rows
+    across = max(min(across, down * aspect), least[0])
+    down = max(min(down, across / aspect), least[1])
     width = columns * (across + _GAP) + _GAP
-    height = rows * (down + _TITLE + _GAP)
+    height = rows * (down + _TITLE + _GAP) + sum(below)
     figure = Figure(figsize=(width, height), facecolor="white")
     panels = []
     for panel in range(rows * columns):
         row, column = divmod(panel, columns)
         left = _GAP + column * (across + _GAP)
-        bottom = height - (row + 1) * (down + _TITLE) - row * _GAP
+        bottom = height - (row + 1) * (down + _TITLE) - row * _GAP - sum(below[:row])
         box = (left / width, bottom / height, across / width, down / height)
         panels.append(figure.add_axes(box))
     return figure, panels, (across, down)

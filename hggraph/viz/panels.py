@@ -8,22 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hggraph.stencil import Stencil
-from hggraph.viz.shapes import Floats, arrow_polygons, border_segments, direction_colors, majority
+from hggraph.viz.shapes import Floats, arrow_polygons, border_segments, direction_colors, majority, side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "arrow_widths",
     "draw_arrows",
-    "draw_attention",
     "draw_borders",
     "draw_centers",
-    "draw_compass",
     "draw_image",
+    "draw_outline",
+    "draw_shade",
+    "outline_of",
     "paper_tone",
 ]
 
 _INK = "#1b1f24"
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def draw_image(axes: Axes, picture: Floats, size: tuple[int, int], step: int, title: str, **options: Any) -> None:
@@ -36,31 +39,61 @@ def draw_image(axes: Axes, picture: Floats, size: tuple[int, int], step: int, ti
         spine.set_visible(False)
 
 
-def draw_attention(axes: Axes, attention: Floats, step: int) -> None:
-    """Lay attention in [0, 1] over the photo: clear where it is 0, orange where it is 1."""
-    overlay = np.empty((*attention.shape, 4))
-    overlay[..., :3] = (1.0, 0.42, 0.0)
-    overlay[..., 3] = 0.8 * attention
-    axes.imshow(overlay, extent=_extent(attention, step))
+def outline_of(attention: Floats) -> tuple[NDArray[np.bool_], float | None]:
+    """Return where attention ``(h, w)`` is above the middle of its range, and that level: None if it is the same all over.
+
+    Example:
+        >>> outline_of(np.array([[0.0, 1.0]]))
+        (array([[False,  True]]), 0.5)
+    """
+    low, high = float(attention.min()), float(attention.max())
+    level = (low + high) / 2
+    return attention > level, level if high > low else None
+
+
+def draw_outline(axes: Axes, inside: NDArray[np.bool_], step: int) -> None:
+    """Draw a line around a part of the image, bright with a dark rim, so that it shows on every ground."""
+    ends = (border_segments(inside.astype(np.int64)) + 0.5) * step - 0.5
+    _draw_lines(axes, ends, _INK, 3.0)
+    _draw_lines(axes, ends, "#6ff0ff", 1.5)
+
+
+def draw_shade(axes: Axes, inside: NDArray[np.bool_], step: int, color: str, alpha: float) -> None:
+    """Tint a part of the image."""
+    from matplotlib.colors import to_rgba
+
+    overlay = np.zeros((*inside.shape, 4))
+    overlay[inside] = to_rgba(color, alpha)
+    axes.imshow(overlay, extent=_extent(overlay, step), aspect=axes.get_aspect(), interpolation="nearest")
 
 
 def draw_borders(
-    axes: Axes,
-    labels: NDArray[np.int64],
-    step: int,
-    *,
-    color: str,
-    width: float,
-    alpha: float = 1.0,
+    axes: Axes, labels: NDArray[np.int64], ground: Floats, step: int, *, width: float, tidy: bool = False
 ) -> None:
-    """Draw lines between the labels that most pixels have: specks of a few pixels get no border."""
+    """Draw lines between pixels of different labels: white where the ground is dark, grey where it is bright.
+
+    Args:
+        axes: Where to draw.
+        labels: Shape ``(h, w)``.
+        ground: Colours in [0, 1] of what lies below, shape ``(h, w, 3)``.
+        step: How many pixels of the image, along each side, a label stands for.
+        width: Of the lines, in points.
+        tidy: Draw the borders between the labels that most pixels have, so that specks of a few pixels get none.
+    """
+    ends = border_segments(majority(labels) if tidy else labels)
+    column, row = np.floor(ends.mean(1)).astype(np.int64).T.clip(0)
+    bright = (ground @ _LUMA)[row, column] > 0.6
+    for part, color, alpha in [(ends[bright], _INK, 0.5), (ends[~bright], "white", 0.85)]:
+        _draw_lines(axes, (part + 0.5) * step - 0.5, color, width, alpha)
+
+
+def _draw_lines(axes: Axes, ends: Floats, color: str, width: float, alpha: float = 1.0) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    ends = (border_segments(majority(labels)) + 0.5) * step - 0.5
     codes = np.tile([Path.MOVETO, Path.LINETO], len(ends))
     lines = Path(ends.reshape(-1, 2), codes)  # one path: thousands of lines are slow
-    patch = PathPatch(lines, fill=False, edgecolor=color, linewidth=width, alpha=alpha)
+    patch = PathPatch(lines, fill=False, edgecolor=color, linewidth=width, alpha=alpha, capstyle="projecting")
     axes.add_artist(patch)  # add_patch would look for the curves' extremes
 
 
@@ -76,58 +109,40 @@ def draw_arrows(
     edges: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
     stencil: Stencil,
     strong: float,
-    point: float,
+    point: tuple[float, float],
 ) -> None:
-    """Draw an arrow from each region to its strongest neighbour in each direction.
+    """Draw an arrow for each edge, those between the same two regions side by side.
 
     Args:
         axes: Where to draw.
         positions: Region centres (x, y), shape ``(R, 2)``.
         edges: ``target, source, edge_type, weight``: the arrow goes from `target` to `source`.
         stencil: Its directions choose the colours.
-        strong: The weight that is drawn widest.
-        point: Length of a typographic point, in pixels of the image.
+        strong: The weight from which on arrows are drawn widest.
+        point: Length of a typographic point across and down, in pixels of the image.
     """
     from matplotlib.collections import PolyCollection
-    from matplotlib.colors import to_rgba_array
 
     target, source, edge_type, weight = edges
-    strength = np.sqrt(np.clip(weight / strong, 0, 1))
-    width = point * (0.45 + 1.65 * strength)
-    polygons = arrow_polygons(positions[target], positions[source], width, lane=1.3 * point)
-    order = np.argsort(-np.hypot(*(positions[source] - positions[target]).T))  # long ones below
+    width = arrow_widths(weight, strong)
+    start, stop = positions[target] / point, positions[source] / point
+    lane = 1.3 + 2.6 * side_by_side(target, source)
+    polygons: Any = arrow_polygons(start, stop, width, lane=lane) * point  # an array, which matplotlib takes faster
+    order = np.argsort(-np.hypot(*(stop - start).T), kind="stable")  # long ones below
     palette = np.array(direction_colors(stencil))
-    colors = to_rgba_array(list(palette[edge_type]))
-    colors[:, 3] = 0.35 + 0.6 * strength
-    corners: Any = polygons[order]  # an array, which matplotlib takes faster than a list
-    arrows = PolyCollection(corners, facecolors=colors[order], edgecolors="none")
+    arrows = PolyCollection(polygons[order], facecolors=list(palette[edge_type[order]]), edgecolors="white")
+    arrows.set_linewidth(0.35)  # tells crossing arrows apart
     axes.add_collection(arrows, autolim=False)
 
 
-def draw_compass(axes: Axes, stencil: Stencil, directions: list[int], point: float) -> None:
-    """Draw the colours of the directions as a small compass in the lower right corner."""
-    from matplotlib.collections import PolyCollection
-
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    width, height = right - left, bottom - top
-    side = min(40 * point, 0.4 * width, 0.4 * height)
-    margin = 0.12 * side
-    inset = axes.inset_axes((1 - (side + margin) / width, margin / height, side / width, side / height))
-    inset.set(xlim=(-1.5, 1.5), ylim=(1.5, -1.5), xticks=[], yticks=[], aspect="equal")
-    inset.set_facecolor((1, 1, 1, 0.85))
-    for spine in inset.spines.values():
-        spine.set_visible(False)
-    offsets = np.array(stencil.offsets, dtype=float)[directions][:, ::-1]
-    tips = 1.25 * offsets / np.abs(offsets).max(initial=1)
-    arrows: Any = arrow_polygons(0.25 * tips, tips, np.full(len(tips), 0.22))
-    palette = direction_colors(stencil)
-    colors = [palette[k] for k in directions]
-    inset.add_collection(PolyCollection(arrows, facecolors=colors), autolim=False)
+def arrow_widths(weight: Floats, strong: float) -> Floats:
+    """Return the width of the arrows of edges, in points: it grows with the root of the weight, up to `strong`."""
+    return 0.8 + 1.7 * np.sqrt(np.clip(weight / strong, 0, 1))
 
 
 def paper_tone(colors: Floats) -> Floats:
     """Return the photo in pale grey, a ground on which coloured arrows stand out."""
-    grey = colors @ np.array([0.299, 0.587, 0.114])
+    grey = colors @ _LUMA
     return np.repeat((0.62 + 0.36 * grey)[..., None], 3, axis=-1)
 
 

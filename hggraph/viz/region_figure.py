@@ -1,32 +1,47 @@
-"""One figure per image: what draws the centres, which regions they make, how these touch."""
+"""One figure per image: where detail is, where regions start, what they become, and how they touch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hggraph.cluster import SoftSLIC
-from hggraph.graph import Assignment
+from hggraph.cluster.color import COLOR_SCALE
+from hggraph.graph import Assignment, RegionAdjacency
 from hggraph.stencil import Stencil
+from hggraph.viz.legend import STRIP, draw_bar, draw_caption, draw_compass, draw_widths
 from hggraph.viz.page import check_image, coarsening, page, shrink
 from hggraph.viz.panels import (
     draw_arrows,
-    draw_attention,
     draw_borders,
     draw_centers,
-    draw_compass,
     draw_image,
+    draw_outline,
+    draw_shade,
+    outline_of,
     paper_tone,
 )
-from hggraph.viz.shapes import mean_positions, seed_positions, shown_directions, strongest_neighbors
+from hggraph.viz.shapes import (
+    Floats,
+    mean_positions,
+    seed_positions,
+    shown_directions,
+    spread_regions,
+    strongest_neighbors,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["region_figure"]
+
+_PAGE, _LEAST = (9.2, 10.5), (3.05, 0.6)  # of all panels together and of one, in inches
+_HAIRLINE = 0.35  # inches: an image that would be drawn thinner is stretched
+_FAINT = 0.1  # arrows of less than this share of a strong one are left out
 
 
 def region_figure(
@@ -39,11 +54,11 @@ def region_figure(
 ) -> Figure:
     """Draw how an image becomes a region graph, in six panels (as HG-Conv, Fig. 5 and 11).
 
-    The photo (under its attention map, if there is one); the importance map that centres are drawn
-    from; the sampled centres; the regions in their mean colours; and for each region and direction
-    an arrow to its strongest neighbour, before and after noise cancelling. Arrows go from centre to
-    centre (mean pixel coordinates), coloured by direction, wide where the connection is strong, to
-    the same scale in both panels. Diagonal directions are left out to avoid clutter.
+    The photo (with a line around what has attention, if there is any); the importance map, where regions crowd; their
+    seeds; the regions in their mean colours; and, of up to 18 regions that lie apart, the strongest neighbour in each
+    direction, without noise cancelling and in the graph. Arrows go from centre to centre (mean pixel coordinates),
+    coloured by direction, wide where the edge is strong, to the same scale in both panels. Of stencils with more than
+    eight directions the nearest are drawn. A caption says what arrows mean and how many there are.
 
     Args:
         image: Colours in [0, 1], shape ``(3, H, W)``, or ``(1, H, W)`` for grey.
@@ -54,7 +69,7 @@ def region_figure(
         stencil: Directions; ``Stencil.square(3)`` when None.
 
     Returns:
-        A matplotlib figure, about 14 inches wide: for `save_figure` or a notebook.
+        A matplotlib figure, at most 10 inches wide: for `save_figure` or a notebook. Its first six axes are the panels.
 
     Raises:
         ImportError: if matplotlib is not installed; the text says how to get it.
@@ -65,8 +80,8 @@ def region_figure(
 
     Example:
         >>> clusterer = SoftSLIC(num_regions=6, feature_scale="photo").eval()
-        >>> len(region_figure(torch.rand(3, 24, 32), clusterer).axes)
-        6
+        >>> [axes.get_title(loc="left") for axes in region_figure(torch.rand(3, 24, 32), clusterer).axes[2:4]]
+        ['6 seeds', '6 regions in their mean colours']
     """
     check_image(image)
     x, stencil = image.detach()[None], Stencil.square(3) if stencil is None else stencil
@@ -80,55 +95,126 @@ def region_figure(
     with torch.no_grad():
         importance = clusterer.importance(x, focus)[0]
         assignment = clusterer(x, focus) if assignment is None else assignment
-        return _draw(x, assignment, importance, attention, stencil)
+        if focus is not None:
+            unit = f"importance / largest + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention, without a unit"
+        elif clusterer.feature_scale == "photo":
+            importance, unit = importance / COLOR_SCALE, "mean colour difference to the 4 neighbours, CIELAB units"
+            unit = unit.replace("4", str(clusterer.neighbors))
+        else:
+            unit = f"mean distance to the {clusterer.neighbors} neighbours, in units of the image"
+        sheet = _Sheet(x, assignment)
+        _draw_clustering(sheet, x, assignment, importance, unit, attention, tidy=not clusterer.connected)
+        _draw_edges(sheet, assignment, stencil)
+    return sheet.figure
 
 
-def _draw(
+class _Sheet:
+    """The page, and how the image stands on its panels."""
+
+    def __init__(self, x: Tensor, assignment: Assignment) -> None:
+        self.size = assignment.size
+        self.step = coarsening(self.size)
+        self.colors = shrink(x[0].clamp(0, 1).expand(3, -1, -1), self.step)
+        half = self.step // 2
+        labels = assignment.labels[0, half :: self.step, half :: self.step].cpu().numpy()
+        self.labels = labels[: self.colors.shape[0], : self.colors.shape[1]]
+        aspect = self.size[1] / self.size[0]
+        rows, columns = (3, 2) if aspect > 0.9 else (2, 3)
+        strips = [STRIP, *[0.0] * (rows - 2), STRIP]
+        self.figure, self.panels, (across, down) = page(
+            aspect, rows, columns, largest=_PAGE, least=_LEAST, below=strips
+        )
+        drawn = min(across, down * aspect), min(down, across / aspect)
+        self.stretched = min(drawn) < _HAIRLINE
+        across, down = (across, down) if self.stretched else drawn
+        self.point = self.size[1] / (72 * across), self.size[0] / (72 * down)  # of type, in pixels
+        area = 72 * 72 * across * down
+        self.spacing = (area / assignment.num_regions) ** 0.5  # of regions, in points
+
+    def show(self, panel: Axes, picture: Floats, title: str, **options: Any) -> None:
+        """Show a picture of the image's size in a panel."""
+        aspect = "auto" if self.stretched else "equal"
+        draw_image(panel, picture, self.size, self.step, title, aspect=aspect, **options)
+
+
+def _draw_clustering(
+    sheet: _Sheet,
     x: Tensor,
     assignment: Assignment,
     importance: Tensor,
+    unit: str,
     attention: Tensor | None,
-    stencil: Stencil,
-) -> Figure:
-    size = assignment.size
-    step = coarsening(size)
-    colors = shrink(x[0].clamp(0, 1).expand(3, -1, -1), step)
-    labels = assignment.labels[0, step // 2 :: step, step // 2 :: step].cpu().numpy()
-    labels = labels[: colors.shape[0], : colors.shape[1]]
-    means = assignment.pool(x)[0].clamp(0, 1).expand(-1, 3).cpu().numpy()
-    positions = mean_positions(assignment)
-    seeds, kind = (positions, "region") if assignment.seeds is None else (seed_positions(assignment), "sampled")
-    raw = assignment.adjacency(stencil, noise_cancel=False, max_direction=False)
-    clean = assignment.adjacency(stencil, noise_cancel=True, max_direction=False)
+    *,
+    tidy: bool,
+) -> None:
+    """Draw the panels of the image, its importance, the seeds and the regions."""
+    from matplotlib.colors import PowerNorm
 
-    aspect = size[1] / size[0]
-    figure, panels, (across, down) = page(aspect, *((2, 3) if aspect < 2.2 else (3, 2)))
-    point = max(size[1] / (72 * across), size[0] / (72 * down))
-    spacing = (size[0] * size[1] / len(positions)) ** 0.5 / point  # of the regions, in points
-    thin = min(1.0, spacing / 12)
-    photo, drawn_from, sampled, regions, before, after = panels
-    with_attention = "" if attention is None else " and its attention map"
-    draw_image(photo, colors, size, step, "Photo" + with_attention)
+    photo, drawn_from, started, regions = sheet.panels[:4]
+    title = "Photo"
     if attention is not None:
-        draw_attention(photo, shrink(attention[None].to(x), step)[..., 0], step)
-    bright = shrink(importance[None], step)[..., 0]
-    top = max(float(np.quantile(bright, 0.995)), 1e-12)
-    focused = "(bright draws centres)" if attention is None else "focused by attention"
-    look = {"cmap": "inferno", "vmin": 0, "vmax": 1}
-    draw_image(drawn_from, np.sqrt(bright / top), size, step, f"Importance {focused}", **look)
-    centers = "centre" if len(seeds) == 1 else "centres"
-    draw_image(sampled, colors, size, step, f"{len(seeds):,} {kind} {centers}")
-    draw_centers(sampled, seeds, min(5.0, max(1.2, 0.16 * spacing)))
-    draw_image(regions, means[labels], size, step, "Regions in their mean colours")
-    draw_borders(regions, labels, step, color="white", width=0.45, alpha=0.75)
+        inside, level = outline_of(shrink(attention[None].to(x), sheet.step)[..., 0])
+        title = "Photo, attention the same all over" if level is None else f"Photo, outlined: attention above {level:.2g}"
+    sheet.show(photo, sheet.colors, title)
+    bright = shrink(importance[None], sheet.step)[..., 0]
+    norm = PowerNorm(0.5, vmin=0, vmax=max(float(np.quantile(bright, 0.995)), 1e-6), clip=True)
+    focused = "Importance: where detail is" if attention is None else "Importance and attention"
+    sheet.show(drawn_from, bright, focused, cmap="inferno", norm=norm)
+    draw_bar(sheet.figure, drawn_from, norm, "inferno", unit)
+    at, kind = mean_positions(assignment), "region centre"
+    if assignment.seeds is not None:
+        at, kind = seed_positions(assignment), "seed"
+    sheet.show(started, sheet.colors, f"{len(at):,} {kind}{'' if len(at) == 1 else 's'}")
+    if attention is not None:
+        for panel in (photo, started):
+            draw_outline(panel, inside, sheet.step)
+    draw_centers(started, at, min(5.0, max(1.4, 0.18 * sheet.spacing)))
+    means = assignment.pool(x)[0].clamp(0, 1).expand(-1, 3).cpu().numpy()
+    count = f"{len(means):,} regions in their mean colours" if len(means) > 1 else "1 region in its mean colour"
+    sheet.show(regions, means[sheet.labels], count)
+    draw_borders(
+        regions, sheet.labels, means[sheet.labels], sheet.step, width=min(0.5, sheet.spacing / 24), tidy=tidy
+    )
 
+
+def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None:
+    """Draw the panels of the edges, before noise cancelling and in the graph, and what they mean."""
+    before, after = sheet.panels[4:]
     shown = shown_directions(stencil)
-    strong = None
-    for panel, adjacency, when in [(before, raw, "before"), (after, clean, "after")]:
-        draw_image(panel, paper_tone(colors), size, step, f"Strongest neighbours, {when} noise cancelling")
-        target, source, edge_type, weight = (part.numpy() for part in strongest_neighbors(adjacency, shown))
-        if strong is None:  # the same scale in both panels
-            strong = float(np.quantile(weight, 0.95)) if len(weight) else 1.0
-        draw_arrows(panel, positions, (target, source, edge_type, weight), stencil, strong, thin * point)
-        draw_compass(panel, stencil, shown, point)
-    return figure
+    positions = mean_positions(assignment)
+    raw, graph = (_arrows(assignment.adjacency(stencil, noise_cancel=cancel), shown) for cancel in (False, True))
+    chosen = spread_regions(positions, np.bincount(graph[0], graph[3], minlength=len(positions)), sheet.size)
+    strong = float(np.quantile(graph[3], 0.95)) if len(graph[3]) else 1.0
+    drawn = 0
+    for panel, edges, title in [(before, raw, "Edges before noise cancelling"), (after, graph, "Edges of the graph")]:
+        pale = paper_tone(sheet.colors)
+        sheet.show(panel, pale, title)
+        draw_shade(panel, np.isin(sheet.labels, chosen), sheet.step, "#f7c948", 0.55)
+        draw_borders(panel, sheet.labels, pale, sheet.step, width=min(0.3, sheet.spacing / 40))
+        keep = np.isin(edges[0], chosen) & (edges[3] >= _FAINT * strong)
+        target, source, edge_type, weight = (part[keep] for part in edges)
+        draw_arrows(panel, positions, (target, source, edge_type, weight), stencil, strong, sheet.point)
+        draw_centers(panel, positions[chosen], min(4.0, max(1.2, 0.16 * sheet.spacing)))
+        drawn = len(target)
+    if len(raw[0]):
+        draw_compass(sheet.figure, before, stencil, shown)
+        draw_widths(sheet.figure, after, strong)
+    draw_caption(sheet.figure, _caption(len(chosen), len(positions), drawn, len(graph[0]), sheet.stretched))
+
+
+def _arrows(adjacency: RegionAdjacency, shown: list[int]) -> tuple[Any, Any, Any, Any]:
+    target, source, edge_type, weight = (part.numpy() for part in strongest_neighbors(adjacency, shown))
+    return target, source, edge_type, weight
+
+
+def _caption(chosen: int, regions: int, drawn: int, total: int, stretched: bool) -> str:
+    if not total:
+        text = "No arrows: no region has a neighbour in these directions."
+    else:
+        text = (
+            "An arrow leads from a region (yellow) to the neighbour that it touches most in one direction. Shown are "
+            f"{chosen} of {regions:,} regions, well connected and apart from each other, with {drawn} of the graph's "
+            f"{total:,} such arrows. Between two regions only the strongest direction counts. Noise cancelling first "
+            "subtracts from each direction what touches the opposite way."
+        )
+    return text + (" The image is drawn stretched." if stretched else "")

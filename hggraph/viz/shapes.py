@@ -22,6 +22,8 @@ __all__ = [
     "mean_positions",
     "seed_positions",
     "shown_directions",
+    "side_by_side",
+    "spread_regions",
     "strongest_neighbors",
 ]
 
@@ -29,15 +31,14 @@ Floats = NDArray[np.floating[Any]]
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes
 _PALETTE = {(-1, 0): "#0072b2", (0, 1): "#d55e00", (1, 0): "#009e73", (0, -1): "#b0468c"}
+_PALETTE |= {(-1, 1): "#56b4e9", (1, 1): "#e69f00", (1, -1): "#8bbf3f", (-1, -1): "#6a51a3"}
 
 
 def shown_directions(stencil: Stencil) -> list[int]:
-    """Return the directions to draw: those along an axis, or if there are none, all but the centre.
-
-    Diagonals are left out to avoid clutter, as in the HG-Conv paper's Fig. 5.
-    """
-    axial = [k for k, offset in enumerate(stencil) if sum(value != 0 for value in offset) == 1]
-    return axial or [k for k, offset in enumerate(stencil) if any(offset)]
+    """Return the directions to draw: all but the centre, or of more than eight those to the nearest neighbours."""
+    away = [k for k, offset in enumerate(stencil) if any(offset)]
+    near = [k for k in away if max(map(abs, stencil.offsets[k])) == 1]
+    return near if len(away) > 8 and near else away
 
 
 def direction_colors(stencil: Stencil) -> list[str]:
@@ -92,6 +93,38 @@ def strongest_neighbors(adjacency: RegionAdjacency, directions: list[int]) -> tu
     return target[order], source[order], edge_type[order], weight[order]
 
 
+def spread_regions(positions: Floats, strength: Floats, size: tuple[int, int], count: int = 18) -> NDArray[np.int64]:
+    """Return regions that lie apart, the strongest in its part of the image: not more than can be told apart.
+
+    Args:
+        positions: Region centres (x, y), shape ``(R, 2)``, in pixels.
+        strength: Of each region, shape ``(R,)``; regions of strength 0 are left out.
+        size: Height and width of the image, in pixels.
+        count: How many at most.
+
+    Returns:
+        Indices, the strongest first, none closer to another than 0.92 of the distance that `count` of them would have
+        in an even spread.
+    """
+    apart = max(0.92 * (size[0] * size[1] / count) ** 0.5, 0.75 * max(size) / count)
+    chosen: list[int] = []
+    for region in np.argsort(-strength, kind="stable"):
+        gaps = np.hypot(*(positions[chosen] - positions[region]).T)
+        if len(chosen) < count and strength[region] > 0 and not (gaps < apart).any():
+            chosen.append(int(region))
+    return np.array(chosen, dtype=np.int64)
+
+
+def side_by_side(target: NDArray[np.int64], source: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of each arrow among those between the same two regions, shape ``(E,)``, from 0."""
+    seen: dict[tuple[int, int], int] = {}
+    numbers = []
+    for pair in zip(target.tolist(), source.tolist(), strict=True):
+        numbers.append(seen.get(pair, 0))
+        seen[pair] = numbers[-1] + 1
+    return np.array(numbers, dtype=np.int64)
+
+
 def majority(labels: NDArray[np.int64], rounds: int = 3) -> NDArray[np.int64]:
     """Give each pixel the label that most of its 3 x 3 neighbours have, so that specks vanish.
 
@@ -144,14 +177,15 @@ def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.stack([rows, starts, np.nonzero(change == -1)[1]], 1)
 
 
-def arrow_polygons(start: Floats, stop: Floats, width: Floats, *, lane: float = 0.0) -> Floats:
+def arrow_polygons(start: Floats, stop: Floats, width: Floats, *, lane: Floats | float = 0.0) -> Floats:
     """Return arrows as polygons of seven corners.
 
     Args:
         start: Tails, shape ``(E, 2)``, in (x, y).
         stop: Tips, shape ``(E, 2)``.
         width: Widths of the shafts, shape ``(E,)``, in the same unit.
-        lane: Every arrow keeps this far to its right, so that two opposite ones run side by side.
+        lane: Every arrow keeps this far to its right, so that two opposite ones run side by side; one number, or one
+            of each arrow.
 
     Returns:
         Shape ``(E, 7, 2)``. An arrow of no length is a point.
@@ -163,7 +197,7 @@ def arrow_polygons(start: Floats, stop: Floats, width: Floats, *, lane: float = 
     half = np.minimum(width[:, None] / 2, length / 8)
     head = np.minimum(7 * half, 0.5 * length)
     flare = np.minimum(2.6 * half, head)
-    shift = right * np.minimum(lane, length / 4)
+    shift = right * np.minimum(np.reshape(lane, (-1, 1)), 0.4 * length)
     start, stop = start + shift, stop + shift
     neck = stop - along * head
     corners = [

@@ -1,10 +1,12 @@
 """Figures are drawn for every kind of image, without global state; their shapes are right."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from hggraph import Assignment, RegionAdjacency, SoftSLIC, Stencil
@@ -15,18 +17,25 @@ from hggraph.viz.shapes import (
     direction_colors,
     majority,
     shown_directions,
+    side_by_side,
+    spread_regions,
     strongest_neighbors,
 )
 
 pytest.importorskip("matplotlib", reason="needs the extra `viz`")
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
-TITLES = ["Photo", "Importance (bright draws centres)", "6 sampled centres"]
-TITLES += ["Regions in their mean colours", "Strongest neighbours, before noise cancelling"]
-TITLES += ["Strongest neighbours, after noise cancelling"]
+TITLES = ["Photo", "Importance: where detail is", "6 seeds", "6 regions in their mean colours"]
+TITLES += ["Edges before noise cancelling", "Edges of the graph"]
 
 
-def clusterer(num_regions: int = 6, candidates: int | None = None) -> SoftSLIC:
-    return SoftSLIC(num_regions=num_regions, feature_scale="photo", candidates=candidates).eval()
+def clusterer(num_regions: int = 6, **options: Any) -> SoftSLIC:
+    return SoftSLIC(num_regions=num_regions, feature_scale="photo", **options).eval()
+
+
+def caption(figure) -> str:
+    return " ".join(figure.texts[0].get_text().split())
 
 
 @pytest.fixture
@@ -43,28 +52,74 @@ def draw(path, *args, **kwargs):
     save_figure(figure, path, dpi=40)
     with Image.open(path) as picture:
         assert np.asarray(picture.convert("L")).std() > 0
-        return [axes.get_title(loc="left") for axes in figure.axes], picture.size
+        return [axes.get_title(loc="left") for axes in figure.axes[:6]], picture.size
 
 
 def test_panels(image, tmp_path):
     titles, (width, height) = draw(tmp_path / "a.png", image, clusterer())
     assert titles == TITLES
-    assert width > height
+    assert 300 < width < height  # in rows of two
     panel = region_figure(image, clusterer()).axes[0].get_window_extent()
     assert panel.width / panel.height == pytest.approx(32 / 24, rel=0.01)
 
 
 def test_attention(image, tmp_path):
     attention = torch.zeros(24, 32)
-    attention[8:16, 10:20] = 1
-    titles, _ = draw(tmp_path / "a.png", image, clusterer(), attention=attention)
-    assert titles == ["Photo and its attention map", "Importance focused by attention", *TITLES[2:]]
-    figure = region_figure(image, clusterer(), attention=attention)
+    attention[8:16, 10:20] = 0.8
+    drawn = clusterer(sampling="topk_random")
+    titles, _ = draw(tmp_path / "a.png", image, drawn, attention=attention)
+    assert titles == ["Photo, outlined: attention above 0.4", "Importance and attention", *TITLES[2:]]
+    figure = region_figure(image, drawn, attention=attention)
     centers = np.asarray(figure.axes[2].collections[0].get_offsets())
     inside = (centers >= [10, 8]).all(1) & (centers < [20, 16]).all(1)
     assert inside.sum() >= 4  # beta * R of them are drawn to it
+    for panel in (figure.axes[0], figure.axes[2]):  # a line, and the photo is as it was
+        assert len(panel.images) == 1
+        np.testing.assert_allclose(panel.images[0].get_array(), image.permute(1, 2, 0))
+        for line in panel.patches:
+            ends = line.get_path().vertices
+            np.testing.assert_allclose([*ends.min(0), *ends.max(0)], [9.5, 7.5, 19.5, 15.5])
     with pytest.raises(ValueError, match="attention"):
         region_figure(image, clusterer(), attention=attention[:-1])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_attention_that_is_the_same_all_over(value, image):
+    figure = region_figure(image, clusterer(), attention=torch.full((24, 32), value))
+    assert figure.axes[0].get_title(loc="left") == "Photo, attention the same all over"
+    assert all(len(line.get_path().vertices) == 0 for line in figure.axes[0].patches)
+
+
+def test_bars_and_units(image):
+    step = torch.zeros(3, 20, 20)
+    step[:, :, 10:] = 1  # 100 units of CIELAB's lightness from black to white
+    figure = region_figure(step, clusterer(smooth=0.0))
+    (bar,) = [axes for axes in figure.axes[6:] if "CIELAB" in axes.get_xlabel()]
+    texts = [text.get_text() for text in bar.get_xticklabels()]
+    assert (texts[0], texts[-1]) == ("0", "\u2265 33")  # one of three or four neighbours: 100 / 3 in the corner's row
+    assert figure.axes[1].images[0].norm.vmax == pytest.approx(100 / 3, rel=0.01)
+    plain = region_figure(image, SoftSLIC(num_regions=6).eval())
+    assert any("units of the image" in axes.get_xlabel() for axes in plain.figure.axes)
+    focused = region_figure(image, clusterer(), attention=torch.eye(24, 32))
+    assert any("without a unit" in axes.get_xlabel() for axes in focused.axes)
+
+
+def test_arrows_are_few_and_apart_and_the_caption_counts_them():
+    photo = F.interpolate(torch.rand(1, 3, 30, 40), (240, 320), mode="bilinear")[0]
+    figure = region_figure(photo, clusterer(200))
+    arrows = figure.axes[5].collections[0].get_paths()
+    centers = np.asarray(figure.axes[5].collections[1].get_offsets())
+    assert 40 <= len(arrows) <= 100 and 10 <= len(centers) <= 18
+    gaps = np.hypot(*(centers[:, None] - centers).transpose(2, 0, 1))[np.triu_indices(len(centers), 1)]
+    assert gaps.min() > 50
+    text = caption(figure)
+    assert f"{len(centers)} of 200 regions" in text and f"with {len(arrows)} of" in text
+    # no text leaves the page
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for text in figure.findobj(Text):
+        box = text.get_window_extent()
+        assert not text.get_text() or (box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +131,8 @@ def test_attention(image, tmp_path):
 )
 def test_shapes(shape, num_regions, tmp_path):
     titles, (width, height) = draw(tmp_path / "a.png", torch.rand(shape), clusterer(num_regions))
-    assert titles[2] == (f"{num_regions} sampled centres" if num_regions > 1 else "1 sampled centre")
-    assert max(width, height) <= 40 * 14
+    assert titles[2] == (f"{num_regions} seeds" if num_regions > 1 else "1 seed")
+    assert width <= 40 * 10.1 and height <= 40 * 16
 
 
 def test_constant_image(tmp_path):
@@ -86,7 +141,7 @@ def test_constant_image(tmp_path):
 
 def test_default_clusterer_and_large_image(tmp_path):
     figure = region_figure(torch.rand(3, 30, 1040))  # drawn at half its size
-    assert figure.axes[2].get_title(loc="left") == "300 sampled centres"
+    assert figure.axes[2].get_title(loc="left") == "300 seeds"
     assert figure.axes[0].images[0].get_array().shape == (15, 520, 3)
     assert figure.axes[0].get_xlim() == (-0.5, 1039.5)
 
@@ -97,10 +152,11 @@ def test_given_assignment(image):
     assert figure.axes[2].get_title(loc="left") == "2 region centres"
     centers = np.asarray(figure.axes[2].collections[0].get_offsets())
     np.testing.assert_allclose(centers, [[7.5, 11.5], [23.5, 11.5]])
-    # one border, and after noise cancelling one arrow each way
-    (border,) = figure.axes[3].patches
-    assert set(border.get_path().vertices[:, 0]) == {15.5}
+    # one border, and one arrow each way
+    borders = np.concatenate([border.get_path().vertices for border in figure.axes[3].patches])
+    assert set(borders[:, 0]) == {15.5}
     assert len(figure.axes[5].collections[0].get_paths()) == 2
+    assert "2 of 2 regions" in caption(figure) and "with 2 of the graph's 2 such arrows" in caption(figure)
     with pytest.raises(ValueError, match="`assignment` must be of one image"):
         region_figure(image[:, :-1], clusterer(), assignment=Assignment.from_labels(labels, 2))
 
@@ -140,18 +196,34 @@ def test_saving_fails_without_a_trace(image, tmp_path):
 
 def test_directions():
     square = Stencil.square(3)
-    assert [square.offsets[k] for k in shown_directions(square)] == [
-        (-1, 0),
-        (0, -1),
-        (0, 1),
-        (1, 0),
-    ]
-    diagonal = Stencil([(-1, -1), (0, 0), (1, 1)])
-    assert shown_directions(diagonal) == [0, 2]
+    assert shown_directions(square) == [0, 1, 2, 3, 5, 6, 7, 8]
+    wide = Stencil.square(5)
+    assert [wide.offsets[k] for k in shown_directions(wide)] == list(square.without_center())
+    assert shown_directions(Stencil([(-1, -1), (0, 0), (1, 1)])) == [0, 2]
     assert shown_directions(Stencil([(0, 0)])) == []
+    assert len(shown_directions(Stencil.square(3, dilation=2))) == 8
     assert len(set(direction_colors(square))) == 9
     far, near = direction_colors(Stencil([(0, 3)])), direction_colors(Stencil([(0, 1)]))
     assert far == near
+
+
+def test_spread_regions():
+    places = np.random.default_rng(0).random((400, 2)) * [640, 480]
+    strength = np.random.default_rng(1).random(400)
+    chosen = spread_regions(places, strength, (480, 640), 18)
+    apart = 0.92 * (480 * 640 / 18) ** 0.5
+    gaps = np.hypot(*(places[chosen][:, None] - places[chosen]).transpose(2, 0, 1))
+    assert (gaps + 1e9 * np.eye(len(chosen)) >= apart).all() and 10 <= len(chosen) <= 18
+    assert (np.diff(strength[chosen]) < 0).all() and chosen[0] == strength.argmax()
+    for region in range(400):  # all others are weaker than one nearby
+        near = chosen[np.hypot(*(places[chosen] - places[region]).T) < apart]
+        assert region in chosen or len(chosen) == 18 or strength[near].max() > strength[region]
+    assert spread_regions(places[:3], np.zeros(3), (480, 640)).tolist() == []
+    assert spread_regions(places[:0], strength[:0], (480, 640)).tolist() == []
+
+
+def test_side_by_side():
+    assert side_by_side(np.array([1, 1, 2, 1]), np.array([2, 2, 1, 3])).tolist() == [0, 1, 0, 0]
 
 
 def test_stencils_without_axes_or_directions(image, tmp_path):
@@ -209,4 +281,6 @@ def test_arrows():
     np.testing.assert_allclose(point, 0)
     (beside,) = arrow_polygons(start[:1], stop[:1], np.array([1.0]), lane=2.0)
     np.testing.assert_allclose(beside, arrow + np.array([0, 2]))  # right of an arrow to the right is down
+    lanes = arrow_polygons(start[[0, 0]], stop[[0, 0]], np.ones(2), lane=np.array([1.0, 99.0]))
+    np.testing.assert_allclose(lanes[:, 3], [[10, 1], [10, 4]])  # not farther than 0.4 of its length
     assert arrow_polygons(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)).shape == (0, 7, 2)

@@ -17,7 +17,7 @@ from hggraph.ops.fast._lanes import LANES, exp_lanes, least_of, load, lower, spl
 __all__ = ["block_size", "distances", "grid_of", "read_block", "softmax_block", "sums_of", "write_row"]
 
 f = np.float32
-_NOTHING = f(17.5)  # exp(-17.5) is half the last bit of 1
+_NOTHING = f(28.0)  # exp(-28) is 7e-13: a centre whose weights sum to less than 1e-12 stays
 
 
 @jit()
