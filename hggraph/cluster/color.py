@@ -10,6 +10,7 @@ from torch import Tensor
 from hggraph._check import check_features
 from hggraph.cluster._blur import blur
 from hggraph.ops import fast
+from hggraph.ops._library import full_precision
 
 __all__ = ["COLOR_SCALE", "POSITION_SCALE", "photo_colors", "photo_features", "rgb_to_lab"]
 
@@ -42,7 +43,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     linear = torch.where(rgb > 0.04045, _power((rgb.clamp(min=0.04045) + 0.055) / 1.055, 2.4), rgb / 12.92)
     matrix = torch.tensor(_XYZ, dtype=rgb.dtype, device=rgb.device)
     matrix = matrix / torch.tensor(_WHITE, dtype=rgb.dtype, device=rgb.device)[:, None]
-    with torch.autocast(rgb.device.type, enabled=False):
+    with full_precision(rgb):
         xyz = (matrix @ linear.flatten(2)).view_as(rgb)
     cubic = torch.where(xyz > 0.008856, _power(xyz.clamp(min=0.008856), 1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = cubic.unbind(1)

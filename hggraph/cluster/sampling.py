@@ -20,7 +20,7 @@ _BLUR = 0.5  # deviation of the blur of importance, in spacings
 _EXPONENT = 0.5  # of importance: regions of equal error where it is the size of a gradient
 _FLOOR = 0.3  # least density, in means: flat parts keep their regions
 _STEPS = 3  # of Lloyd's algorithm
-_ROOM = 4.0  # pixels of spacing under which a grid is left as it is
+_ROOM = 4.0  # pixels of spacing under which a grid without attention is left as it is
 
 
 def sample_centers(
@@ -156,7 +156,7 @@ def density_centers(importance: Tensor, num_regions: int, *, spread: bool = Fals
     rows = _num_rows((size[0], size[1]), num_regions)
     seeds = grid_centers((size[0], size[1]), num_regions, rows, importance.device).expand(batch, -1)
     spacing = math.sqrt(size[0] * size[1] / num_regions)
-    if spacing < _ROOM:
+    if spacing < _ROOM and not spread:
         return seeds
     side = max(1, math.floor(spacing / _CELLS))
     density, place = _density(importance, side, _BLUR * spacing / side)

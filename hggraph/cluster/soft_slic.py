@@ -11,6 +11,7 @@ from hggraph.cluster.sampling import check_num_regions
 from hggraph.graph import Assignment
 from hggraph.graph.assignment import MAX_PAIRS
 from hggraph.ops import fast
+from hggraph.ops._library import full_precision
 from hggraph.ops._pairs import masses, negative_distance
 from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
@@ -75,7 +76,7 @@ def soft_slic(
     if x.shape[1] == 3 and position > 0 and update == "softmax" and candidates is not None and len(x) and fast.takes(x):
         return _photo_slic(x, centers, iterations, threshold, candidates, position, hard)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    with torch.autocast(x.device.type, enabled=False):  # sums and distances stay in float32
+    with full_precision(x):  # sums and distances stay in float32
         candidates = None if candidates is None else min(candidates, centers.shape[1])
         pixels = _pixels(x.to(dtype), position, rows=candidates is not None)
         at_seeds = pixels.gather(2, centers[:, None].expand(-1, pixels.shape[1], -1)).transpose(1, 2)

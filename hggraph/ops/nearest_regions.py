@@ -80,10 +80,13 @@ def _nearest(positions: Tensor, y: Tensor, x: Tensor, entries: int) -> Tensor:
     dy = (y[:, None] - positions[:, None, :, 0]).square()  # (B, h, R)
     dx = (x[:, None] - positions[:, None, :, 1]).square()  # (B, w, R)
     distance = (dy[:, :, None] + dx[:, None]).float()  # (B, h, w, R)
-    if torch.compiler.is_exporting():  # other runtimes do not look at a number's bits
-        return distance.topk(entries, dim=3, largest=False).indices.to(torch.int32).permute(0, 3, 1, 2)
-    # floats that are not negative keep their order as whole numbers; with the region's number there are no ties
     regions = positions.shape[1]
-    key = distance.view(torch.int32).long() * regions + torch.arange(regions, device=x.device)
+    order = torch.arange(regions, device=x.device)
+    if torch.compiler.is_exporting():  # other runtimes do not look at a number's bits: a share far below rounding
+        share = order.double()
+        key = distance.double() * (1 + share * 2.0**-45) + share * 1e-300
+        return key.topk(entries, dim=3, largest=False).indices.to(torch.int32).permute(0, 3, 1, 2)
+    # floats that are not negative keep their order as whole numbers; with the region's number there are no ties
+    key = distance.view(torch.int32).long() * regions + order
     chosen = key.topk(entries, dim=3, largest=False).values.remainder_(regions)
     return chosen.to(torch.int32).permute(0, 3, 1, 2)
