@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hggraph._check import check_features, check_positive
-from hggraph.cluster.color import POSITION_SCALE, photo_colors, with_position
+from hggraph.cluster.color import as_points, photo_colors
 from hggraph.cluster.connect import connect
 from hggraph.cluster.importance import active_focus, check_attention, importance_map
 from hggraph.cluster.sampling import (
@@ -35,14 +35,15 @@ class _Form(NamedTuple):
     iterations: int
     sampling: str
     candidates: int
+    position: float
     threshold: float
     smooth: float
     connected: bool
 
 
 # what measures best (docs/clustering.md)
-_PHOTO = _Form(iterations=5, sampling="density", candidates=6, threshold=0.01, smooth=1.0, connected=True)
-_MAP = _Form(iterations=3, sampling="grid", candidates=9, threshold=1e-3, smooth=0.0, connected=False)
+_PHOTO = _Form(iterations=4, sampling="density", candidates=6, position=2.0, threshold=0.01, smooth=1.0, connected=True)
+_MAP = _Form(iterations=3, sampling="grid", candidates=9, position=2.5, threshold=1e-3, smooth=0.0, connected=False)
 
 
 class SoftSLIC(nn.Module):
@@ -53,9 +54,10 @@ class SoftSLIC(nn.Module):
     ============  =====================  ==========================
     argument      photos                 maps
     ============  =====================  ==========================
-    iterations    5                      3
+    iterations    4                      3
     sampling      density                grid; with attention density
     candidates    6                      9
+    position      2                      2.5
     threshold     0.01                   0.001
     smooth        1 pixel                none
     connected     yes                    no
@@ -67,7 +69,7 @@ class SoftSLIC(nn.Module):
       pixels from their mean is 9. Entries then fall below the threshold for very different pixels and stay for
       similar ones, whatever the number of channels and their size.
     - ``"none"``: features as they are.
-    - ``"photo"``: 0.26 CIELAB, for images with values in [0, 1] (see `photo_features`).
+    - ``"photo"``: CIELAB, for images with values in [0, 1] (see `photo_colors`).
     - a number: features times that number.
 
     Args:
@@ -115,7 +117,7 @@ class SoftSLIC(nn.Module):
         sampling: str | None = None,
         update: str = "softmax",
         candidates: int | str | None = "auto",
-        position: float = POSITION_SCALE,
+        position: float | None = None,
         threshold: float | None = None,
         smooth: float | None = None,
         connected: bool | None = None,
@@ -145,7 +147,7 @@ class SoftSLIC(nn.Module):
         self.sampling = sampling
         self.update = update
         self.candidates = form.candidates if isinstance(candidates, str) else candidates
-        self.position = position
+        self.position = form.position if position is None else position
         self.threshold = form.threshold if threshold is None else threshold
         self.smooth = form.smooth if smooth is None else smooth
         self.connected = form.connected if connected is None else connected
@@ -160,7 +162,7 @@ class SoftSLIC(nn.Module):
         check_positive("iterations", self.iterations)
         if self.candidates is not None:
             check_positive("candidates", self.candidates)
-        check_update(update, position)
+        check_update(update, self.position)
         check_sampling(form.sampling if sampling is None else sampling, oversample, beta)
         if not 0 <= self.smooth < math.inf:
             raise ValueError(f"`smooth` must be pixels >= 0, got {smooth}.")
@@ -274,7 +276,7 @@ class SoftSLIC(nn.Module):
         """Return the features of a photo's colours, without the position."""
         if self.projection is None:
             return colors
-        out = self.projection(with_position(colors, num_regions))
+        out = self.projection(as_points(colors, num_regions))
         return out[:, :-2].to(compute_dtype(out))
 
     def _scaled(self, x: Tensor) -> Tensor:

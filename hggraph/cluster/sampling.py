@@ -19,7 +19,7 @@ _CELLS = 5  # density is sampled this often per spacing of regions
 _BLUR = 0.5  # deviation of the blur of importance, in spacings
 _EXPONENT = 0.5  # of importance: regions of equal error where it is the size of a gradient
 _FLOOR = 0.3  # least density, in means: flat parts keep their regions
-_STEPS = 3  # of Lloyd's algorithm
+_STEPS = 2  # of Lloyd's algorithm
 _ROOM = 4.0  # pixels of spacing under which a grid without attention is left as it is
 
 

@@ -98,8 +98,8 @@ def region_figure(
         if focus is not None:
             unit = f"importance / largest + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention, without a unit"
         elif clusterer.feature_scale == "photo":
-            importance, unit = importance / COLOR_SCALE, "mean colour difference to the 4 neighbours, CIELAB units"
-            unit = unit.replace("4", str(clusterer.neighbors))
+            importance = importance / COLOR_SCALE
+            unit = f"mean colour difference to the {clusterer.neighbors} neighbours, CIELAB with chroma doubled"
         else:
             unit = f"mean distance to the {clusterer.neighbors} neighbours, in units of the image"
         sheet = _Sheet(x, assignment)

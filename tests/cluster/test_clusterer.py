@@ -93,8 +93,8 @@ def test_photo(dtype):
     assignment = layer(image)
     assert assignment.num_regions == 12 and assignment.index.shape[1] == 6
     colors = photo_colors(image if exact else image.float(), 1.0)
-    position = 2.5 / (12 * 300 / 12) ** 0.5
-    options = {"iterations": 5, "threshold": 0.01, "candidates": 6, "update": "softmax", "position": position}
+    position = 2.0 / (12 * 300 / 12) ** 0.5
+    options = {"iterations": 4, "threshold": 0.01, "candidates": 6, "update": "softmax", "position": position}
     expected = soft_slic(colors, assignment.seeds, **options)
     assert torch.equal(assignment.weight, expected.weight) and torch.equal(assignment.index, expected.index)
     assert torch.equal(layer.importance(image), importance_map(colors))

@@ -109,7 +109,9 @@ def test_clusterer_of_an_older_file(folder):
     options |= {"sampling": "topk_random", "candidates": None}
     edit(folder, arguments=config["arguments"])
     first = SoftSLIC.paper(4, feature_scale="auto")
-    (found,) = (part for part in clusterers(from_pretrained(folder)) if part.downsample == 4)  # others are given regions
+    (found,) = (
+        part for part in clusterers(from_pretrained(folder)) if part.downsample == 4
+    )  # others are given regions
     assert {name: getattr(found, name) for name in OPTIONS} == {name: getattr(first, name) for name in OPTIONS}
 
 

@@ -27,7 +27,7 @@ def density_seeds(
     num_regions: int,
     importance: Any = None,
     *,
-    steps: int = 3,
+    steps: int = 2,
     cells: float = 5.0,
     blur: float = 0.5,
     least: float = 0.3,
