@@ -36,8 +36,7 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
         tensor([[[0, 0, 1, 1, 2]]])
     """
     check_features("x", x)
-    if x.shape[0] != assignment.batch_size or tuple(x.shape[2:]) != assignment.size:
-        raise ValueError(f"`x` must have the images and the size of {assignment}, got shape {tuple(x.shape)}.")
+    assignment.check_map(x)
     if len(x) == 0:
         return assignment
     regions, before = assignment.num_regions, assignment.labels.int()

@@ -67,14 +67,15 @@ class RegionTask(Task):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return what the regions lose of the masks, before they are connected: what that moves has no gradient."""
-        connected = getattr(self.net, "connected", False)
+        net: Any = self.net
+        connected = getattr(net, "connected", False)
         try:
             if connected:
-                self.net.connected = False
-            losses: dict[str, Tensor] = self.criterion(self.net(batch["image"]), batch["mask"])
+                net.connected = False
+            losses: dict[str, Tensor] = self.criterion(net(batch["image"]), batch["mask"])
         finally:
             if connected:
-                self.net.connected = True
+                net.connected = True
         return losses
 
     def count(self, batch: dict[str, Any]) -> None:

@@ -238,7 +238,7 @@ class Assignment:
         Raises:
             ValueError: if the size differs.
         """
-        self._check_map(x)
+        self.check_map(x)
         pixels = x.flatten(2)
         pooled, mass = ops.region_pool(pixels, self.weight, self.index, self.num_regions, return_mass=True)
         return self.fill_empty(pooled, mass, pixels)
@@ -277,7 +277,7 @@ class Assignment:
         Returns:
             Shape ``(B, O, H, W)``, channels_last.
         """
-        self._check_map(x)
+        self.check_map(x)
         self._check_regions(z)
         out = ops.unpool_conv1x1(x.flatten(2), z, self.weight, weight.flatten(1), bias, self.index)
         return out.unflatten(2, self.size)
@@ -303,7 +303,7 @@ class Assignment:
         check_ndim("weight", weight, 4, shape="(O, C + D, k, k)")
         if weight.shape[2] == 1:
             return self.unpool_conv1x1(x, z, weight, bias)
-        self._check_map(x)
+        self.check_map(x)
         self._check_regions(z)
         out_channels, _, side, _ = weight.shape
         if weight.shape[1:] != (x.shape[1] + z.shape[2], side, side) or side % 2 == 0:
@@ -390,7 +390,8 @@ class Assignment:
         leaves, context = _flatten(self)
         return _unflatten([function(leaf) for leaf in leaves], context)
 
-    def _check_map(self, x: Tensor) -> None:
+    def check_map(self, x: Tensor) -> None:
+        """Raise unless `x` is a map ``(B, C, H, W)`` of these images."""
         check_ndim("x", x, 4, shape="(B, C, H, W)")
         if x.shape[0] != self.batch_size or tuple(x.shape[2:]) != self.size:
             raise ValueError(

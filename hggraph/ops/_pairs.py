@@ -91,7 +91,7 @@ def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -
     if index is None:
         return torch.bmm(weight, x.transpose(1, 2))
     if x.shape[1] <= _FEW and len(x) and fast.takes(x, weight):
-        return fast.each(lambda *one: fast.pool(*one, num_regions)[0], x, weight, index.int())
+        return fast.each(lambda x, w, i: fast.pool(x, w, i, num_regions)[0], x, weight, index.int())
     if x.device.type == "cpu" and x.shape[1] <= _FEW:  # one after the other: the same sum every time
         out = x.new_zeros(*x.shape[:2], num_regions)
         for region, part in zip(index.long().unbind(1), weight.unbind(1), strict=True):
@@ -112,7 +112,7 @@ def masses(weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
         return densify(weight, index, num_regions).sum(2)
     if len(weight) and fast.takes(weight):
         none = weight.new_empty(len(weight), 0, weight.shape[2])
-        return fast.each(lambda *one: fast.pool(*one, num_regions)[1], none, weight, index.int())
+        return fast.each(lambda x, w, i: fast.pool(x, w, i, num_regions)[1], none, weight, index.int())
     if weight.device.type == "cpu":  # one after the other: the same sum every time
         flat = weight.new_zeros(weight.shape[0], num_regions)
         return flat.scatter_add_(1, index.flatten(1).long(), weight.flatten(1))

@@ -106,11 +106,9 @@ def _region_pool(x: Tensor, assignment: Tensor, index: Tensor | None, num_region
     if index is None and (triton := kernel("region_pool", x, assignment)) is not None:
         return triton.region_pool(x, assignment)
     dtype = compute_dtype(x)  # the sum over a region may leave a half's range where the mean does not
-    out, mass = collect_with_masses(
-        x.to(dtype), assignment.to(torch.promote_types(assignment.dtype, dtype)), index, num_regions
-    )
-    mass = mass.to(compute_dtype(assignment))
-    return out.mul_(_inverse(mass.to(dtype))).to(x.dtype), mass
+    weight = assignment.to(torch.promote_types(dtype, compute_dtype(assignment)))
+    out, mass = collect_with_masses(x.to(weight.dtype), weight, index, num_regions)
+    return out.mul_(_inverse(mass)).to(x.dtype), mass.to(compute_dtype(assignment))
 
 
 @operator(

@@ -220,12 +220,12 @@ IMAGE = torch.rand(1, 3, 4, 5)
         (
             {"assignment": random_assignment(1, 2, (5, 4))},
             ValueError,
-            "must have the same number of images and of pixels|images of 5",
+            "`x` must have 1 images of 5",
         ),
         (
             {"assignment": random_assignment(2, 2, (4, 5))},
             ValueError,
-            "must have the same number of images|images of 4",
+            "`x` must have 2 images of 4",
         ),
         (
             {"assignment": random_assignment(1, 2, (4, 5)), "x": torch.full((1, 3, 4, 5), torch.nan)},

@@ -78,7 +78,9 @@ def test_default_clusterers_train():
     branches = list(net.last_module.branches)
     assert all(isinstance(branch, HGStage) for branch in branches)
     assert [branch.clusterer.iterations for branch in branches] == [1, 1, 1, 1]
-    regions = [branch.clusterer.regions_for((side, side)) for branch, side in zip(branches, (64, 32, 16, 8))]
+    regions = [
+        branch.clusterer.regions_for((side, side)) for branch, side in zip(branches, (64, 32, 16, 8), strict=True)
+    ]
     assert regions == [64, 16, 4, 1]
     out = net(torch.randn(2, 3, 256, 256))
     sum(y.square().mean() for y in out.values()).backward()
