@@ -183,9 +183,8 @@ def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None
     shown = shown_directions(stencil)
     positions = mean_positions(assignment)
     raw, graph = (_arrows(assignment.adjacency(stencil, noise_cancel=cancel), shown) for cancel in (False, True))
-    chosen = spread_regions(
-        positions, np.bincount(graph[0], graph[3], minlength=len(positions)).astype(float), sheet.size
-    )
+    strength = np.bincount(graph[0], graph[3], minlength=len(positions)).astype(float)
+    chosen = spread_regions(positions, strength, sheet.size)
     strong = float(np.quantile(graph[3], 0.95)) if len(graph[3]) else 1.0
     drawn = 0
     for panel, edges, title in [(before, raw, "Edges before noise cancelling"), (after, graph, "Edges of the graph")]:
