@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hggraph._check import check_ndim, check_range
+from hggraph.graph._bundle import Bundle
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops.region_adjacency import strongest_direction, tie
 from hggraph.ops.typed_aggregate import EPSILON
@@ -20,7 +19,7 @@ __all__ = ["RegionAdjacency"]
 _DENSE_LIMIT = 1 << 30  # entries of a dense form made from edges: 4 GiB of float32
 
 
-class RegionAdjacency:
+class RegionAdjacency(Bundle):
     """How strongly regions touch in each direction of a stencil (HG-Conv Eq. 4, 7 and appendix B).
 
     ``A_k[i, j]`` is the strength with which region j lies in direction k of region i. The weights are raw; layers
@@ -87,34 +86,6 @@ class RegionAdjacency:
         tensors = (self._dense, self._degree) if self._edges is None else self._edges
         rest = (self.stencil, self.batch_size, self.num_regions, self.max_direction)
         return [tensor for tensor in tensors if tensor is not None], rest
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        """Return what is pickled: nothing that can be computed again."""
-        return self._parts()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Take it back."""
-        self._fill(*state)
-
-    def to(self, *args: Any, **kwargs: Any) -> RegionAdjacency:
-        """Return it on another device or in another floating-point type, as `torch.Tensor.to` does; itself if it is.
-
-        Example:
-            >>> RegionAdjacency(Stencil([(0, 1)]), torch.ones(1, 1, 2, 2)).to(torch.float64).to_dense().dtype
-            torch.float64
-        """
-        device = self._weight.to(*args, **kwargs).device
-        return self._map(lambda x: x.to(*args, **kwargs) if x.is_floating_point() else x.to(device))
-
-    def detach(self) -> RegionAdjacency:
-        """Return it without a gradient."""
-        return self._map(Tensor.detach)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> RegionAdjacency:
-        tensors, rest = self._parts()
-        mapped = [function(tensor) for tensor in tensors]
-        same = all(after is before for after, before in zip(mapped, tensors, strict=True))
-        return self if same else RegionAdjacency.__new__(RegionAdjacency)._fill(mapped, rest)
 
     @property
     def is_dense(self) -> bool:
@@ -247,12 +218,7 @@ class RegionAdjacency:
         return f"RegionAdjacency({self.stencil!r}, batch_size={self.batch_size}, regions={self.num_regions}, {form})"
 
 
-def _unflatten(tensors: Any, rest: Any) -> RegionAdjacency:
-    return RegionAdjacency.__new__(RegionAdjacency)._fill(list(tensors), rest)
-
-
-pytree.register_pytree_node(RegionAdjacency, RegionAdjacency._parts, _unflatten)
-torch.serialization.add_safe_globals([RegionAdjacency, Stencil])
+torch.serialization.add_safe_globals([Stencil])  # what it is saved with
 
 
 def _check_edges(edges: Any, batch_size: int, directions: int, num_regions: int) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree
 
 from hggraph import ops
 from hggraph._check import check_ndim, check_positive
+from hggraph.graph._bundle import Bundle
 from hggraph.graph.adjacency import RegionAdjacency
 from hggraph.ops import fast
 from hggraph.ops._pairs import check_index, densify, masses
@@ -20,10 +19,11 @@ from hggraph.stencil import Stencil
 __all__ = ["MAX_PAIRS", "Assignment"]
 
 MAX_PAIRS = 1 << 30  # pixel-region pairs of a dense form: 4 GiB of float32
+_TENSORS = ("weight", "index", "seeds", "centers")
 _MATRICES = 512  # regions up to which adjacency is matrices, of static shape, whatever form S has
 
 
-class Assignment:
+class Assignment(Bundle):
     """The row-normalised matrix S of HG-Conv: a pixel's weights over regions sum to 1.
 
     A pixel has T entries, each a weight and a region; without `index` the T = R entries are all regions in order.
@@ -77,6 +77,16 @@ class Assignment:
         self.seeds = seeds
         self.centers = centers
         self.grid = grid
+
+    def _parts(self) -> tuple[list[Any], tuple[Any, ...]]:
+        held = [name for name in _TENSORS if getattr(self, name) is not None]
+        return [getattr(self, name) for name in held], (held, self.size, self.num_regions, self.grid)
+
+    def _fill(self, tensors: list[Any], rest: tuple[Any, ...]) -> Assignment:
+        held, self.size, self.num_regions, self.grid = rest
+        found = dict(zip(held, tensors, strict=True))
+        self.weight, self.index, self.seeds, self.centers = (found.get(name) for name in _TENSORS)  # type: ignore[assignment]
+        return self
 
     @classmethod
     def from_labels(cls, labels: Tensor, num_regions: int | None = None) -> Assignment:
@@ -164,19 +174,6 @@ class Assignment:
             ValueError: if it would have more than 2^30 entries and is not held so.
         """
         return self._dense().transpose(1, 2)
-
-    def to(self, *args: Any, **kwargs: Any) -> Assignment:
-        """Return the assignment on another device or, its weights and centres, in another floating-point dtype."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, dtype if x.is_floating_point() else None, non_blocking)
-
-        return self._with(move)
-
-    def detach(self) -> Assignment:
-        """Return the assignment cut from the graph of gradients."""
-        return self._with(Tensor.detach)
 
     def harden(self) -> Assignment:
         """Return the assignment of each pixel to its strongest region alone, without a gradient."""
@@ -310,15 +307,14 @@ class Assignment:
             expected = f"(O, {x.shape[1] + z.shape[2]}, k, k) with odd k"
             raise ValueError(f"`weight` must have shape {expected}, got {tuple(weight.shape)}.")
         on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-        if self.num_regions > _MATRICES:
-            return F.conv2d(x, on_pixels, bias, padding=side // 2) + F.conv2d(
-                self.unpool(z), on_regions, padding=side // 2
-            )
+        from_pixels = F.conv2d(x, on_pixels, bias, padding=side // 2)
+        if self.num_regions > _MATRICES:  # S as a map of R channels would be larger than the unpooled one
+            return from_pixels + F.conv2d(self.unpool(z), on_regions, padding=side // 2)
         taps = z @ on_regions.permute(1, 0, 2, 3).flatten(1)  # (B, R, O k k)
-        taps = taps.view(*z.shape[:2], out_channels, side, side).transpose(1, 2)
-        dense = self._dense().reshape(1, -1, *self.size)  # one convolution for each image
-        shifted = F.conv2d(dense.to(taps.dtype), taps.flatten(0, 1), padding=side // 2, groups=self.batch_size)
-        return F.conv2d(x, on_pixels, bias, padding=side // 2) + shifted.view(-1, out_channels, *self.size)
+        taps = taps.view(*z.shape[:2], out_channels, side, side).transpose(1, 2).flatten(0, 1)
+        dense = self._dense().reshape(1, -1, *self.size).to(taps.dtype)  # one convolution for each image
+        shifted = F.conv2d(dense, taps, padding=side // 2, groups=self.batch_size)
+        return from_pixels + shifted.view(-1, out_channels, *self.size)
 
     def adjacency(
         self, stencil: Stencil | None = None, *, noise_cancel: bool = True, max_direction: bool = True
@@ -386,10 +382,6 @@ class Assignment:
         every = torch.arange(self.num_regions, dtype=torch.int32, device=self.weight.device)
         return every.view(1, -1, 1).expand(self.weight.shape)
 
-    def _with(self, function: Callable[[Tensor], Tensor]) -> Assignment:
-        leaves, context = _flatten(self)
-        return _unflatten([function(leaf) for leaf in leaves], context)
-
     def check_map(self, x: Tensor) -> None:
         """Raise unless `x` is a map ``(B, C, H, W)`` of these images."""
         check_ndim("x", x, 4, shape="(B, C, H, W)")
@@ -416,23 +408,3 @@ class Assignment:
 def _check_axes(stencil: Stencil) -> None:
     if stencil.ndim != 2:
         raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
-
-
-_TENSORS = ("weight", "index", "seeds", "centers")
-
-
-def _flatten(s: Assignment) -> tuple[list[Tensor], tuple[Any, ...]]:
-    held = [name for name in _TENSORS if getattr(s, name) is not None]
-    return [getattr(s, name) for name in held], (held, s.size, s.num_regions, s.grid)
-
-
-def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Assignment:
-    out = Assignment.__new__(Assignment)  # leaves may be anything while a pytree is mapped
-    held, out.size, out.num_regions, out.grid = context
-    found = dict(zip(held, leaves, strict=True))
-    out.weight, out.index, out.seeds, out.centers = (found.get(name) for name in _TENSORS)  # type: ignore[assignment]
-    return out
-
-
-_pytree.register_pytree_node(Assignment, _flatten, _unflatten, serialized_type_name="hggraph.Assignment")
-torch.serialization.add_safe_globals([Assignment])
