@@ -147,6 +147,21 @@ def test_each_image_counts_once():
         torch.testing.assert_close(value, torch.stack([one[name] for one in alone]).mean(), rtol=0, atol=1e-9)
 
 
+def test_regions_are_trained_before_they_are_connected():
+    """And are connected again afterwards, also where the loss fails."""
+    clusterer = SoftSLIC(num_regions=9, feature_scale="photo", threshold=0.0)
+    loose = SoftSLIC(num_regions=9, feature_scale="photo", threshold=0.0, connected=False)
+    image, mask = torch.rand(1, 3, 24, 24), torch.randint(3, (1, 24, 24))
+    task = RegionTask(clusterer, RegionLoss(), RegionQuality())
+    torch.testing.assert_close(
+        task.losses({"image": image, "mask": mask})["loss"], RegionLoss()(loose(image), mask)["loss"]
+    )
+    assert clusterer.connected
+    with pytest.raises(ValueError, match="24 x 24"):
+        task.losses({"image": image, "mask": mask[:, 1:]})
+    assert clusterer.connected
+
+
 def test_recipes_differ_in_their_data_alone():
     recipes = [yaml.safe_load(RECIPE.with_name(f"{name}_regions.yaml").read_text()) for name in ("camvid", "bsds500")]
     assert recipes[0]["model"]["net"] == recipes[1]["model"]["net"]
