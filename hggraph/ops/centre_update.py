@@ -66,15 +66,15 @@ def centre_update_reference(x: Tensor, centers: Tensor, index: Tensor | None) ->
 
 
 def _weights(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return each entry's column-normalised weight ``(B, T, P)``, and the centres that no pixel considers."""
+    """Return each entry's column-normalised weight ``(B, T, P)`` and the logarithm of each column's sum ``(B, R)``."""
     logits = negative_distance(x, centers, index)
     if index is None:
-        return logits.softmax(2), logits.new_zeros(centers.shape[:2], dtype=torch.bool)
+        return logits.softmax(2), logits.logsumexp(2)
     largest = logits.new_full(centers.shape[:2], -math.inf)
     largest = largest.scatter_reduce(1, index.flatten(1).long(), logits.flatten(1), "amax")
     weight = logits.sub_(of_region(largest, index)).exp_()
     total = masses(weight, index, centers.shape[1])
-    return weight.div_(of_region(total, index)), total == 0
+    return weight.div_(of_region(total, index)), largest + total.log()
 
 
 def _fake(x: Tensor, centers: Tensor, index: Any) -> tuple[Tensor, Tensor]:
@@ -98,14 +98,14 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     flops=lambda x, centers, index, **_: 4 * x[0] * x[1] * x[2] * (centers if index is None else index)[1],
 )
 def _centre_update(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the centres, and the logarithms of the column sums where a kernel's backward needs them."""
+    """Return the centres, and the logarithms of the column sums, which a kernel's backward needs."""
     if index is None and (triton := kernel("centre_update", x, centers)) is not None:
         return triton.centre_update(x, centers)
     dtype = compute_dtype(x)
     x, centers = x.to(dtype), centers.to(dtype)
-    weight, alone = _weights(x, centers, index)
+    weight, log_sum = _weights(x, centers, index)
     out = collect(x, weight, index, centers.shape[1])
-    return torch.where(alone.unsqueeze(2), centers, out), out.new_zeros(centers.shape[:2])
+    return torch.where((log_sum == -math.inf).unsqueeze(2), centers, out).contiguous(), log_sum
 
 
 @operator(
@@ -120,9 +120,9 @@ def _centre_update_backward(
     if index is None and (triton := kernel("centre_update", grad, x, centers)) is not None:
         return triton.centre_update_backward(grad, x, centers, out, log_sum)
     pixels, seeds = x.to(out.dtype), centers.to(out.dtype)
-    weight, alone = _weights(pixels, seeds, index)
+    weight, log_sum = _weights(pixels, seeds, index)
     grad_logits = pair_dot(grad, pixels, index).sub_(of_region((grad * out).sum(2), index)).mul_(weight)
     grad_x, grad_centers = negative_distance_backward(grad_logits, pixels, seeds, index)
     grad_x = grad_x + spread(grad, weight, index)
-    grad_centers = torch.where(alone.unsqueeze(2), grad, grad_centers)
+    grad_centers = torch.where((log_sum == -math.inf).unsqueeze(2), grad, grad_centers)
     return grad_x.to(x.dtype).contiguous(), grad_centers.to(centers.dtype).contiguous()
