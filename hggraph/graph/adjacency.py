@@ -190,7 +190,10 @@ class RegionAdjacency(Bundle):
     def _serves(self, kept: Tensor) -> bool:
         """Say whether what was computed before can be differentiated where it is used now."""
         needed = torch.is_grad_enabled() and self._weight.requires_grad
-        return (kept.requires_grad or not needed) and (torch.is_inference_mode_enabled() or not kept.is_inference())
+        if needed and not kept.requires_grad:
+            return False
+        # torch.compile cannot ask; what one graph computes and uses is of one mode
+        return torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not kept.is_inference()
 
     def _restrict(self, stencil: Stencil, max_direction: bool) -> RegionAdjacency:
         if self._dense is not None:

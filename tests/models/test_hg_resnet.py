@@ -126,7 +126,7 @@ def test_attention_moves_the_centres(form, factor):
     steered = net(x, attention, return_regions=True)["regions"][0]
     assert share(steered) > factor * share(plain)
     assert plain.name == "hg" and plain.graph.num_graphs == 2
-    assert plain.assignment.grid == (None if form is SoftSLIC.paper else (6, 5)) and steered.assignment.grid is None
+    assert plain.assignment.grid == ((5, 6) if form is SoftSLIC else None) and steered.assignment.grid is None
     regions = 32 if plain.assignment.grid is None else 30  # of 256 / 8 what fills a grid
     assert plain.graph.num_nodes == 2 * plain.assignment.num_regions == 2 * regions
     assert steered.assignment.num_regions == 32
