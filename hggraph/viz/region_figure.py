@@ -96,12 +96,12 @@ def region_figure(
         importance = clusterer.importance(x, focus)[0]
         assignment = clusterer(x, focus) if assignment is None else assignment
         if focus is not None:
-            unit = f"importance / largest + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention, without a unit"
+            unit = f"importance (largest 1) + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention"
         elif clusterer.feature_scale == "photo":
-            importance, unit = importance / COLOR_SCALE, "mean colour difference to the 4 neighbours, CIELAB units"
-            unit = unit.replace("4", str(clusterer.neighbors))
+            importance = importance / COLOR_SCALE
+            unit = f"colour step to the {clusterer.neighbors} neighbours, CIELAB"
         else:
-            unit = f"mean distance to the {clusterer.neighbors} neighbours, in units of the image"
+            unit = f"distance to the {clusterer.neighbors} neighbours, image's unit"
         sheet = _Sheet(x, assignment)
         _draw_clustering(sheet, x, assignment, importance, unit, attention, tidy=not clusterer.connected)
         _draw_edges(sheet, assignment, stencil)
@@ -120,6 +120,7 @@ class _Sheet:
         self.labels = labels[: self.colors.shape[0], : self.colors.shape[1]]
         aspect = self.size[1] / self.size[0]
         rows, columns = (3, 2) if aspect > 0.9 else (2, 3)
+        self.columns = columns
         strips = [STRIP, *[0.0] * (rows - 2), STRIP]
         self.figure, self.panels, (across, down) = page(
             aspect, rows, columns, largest=_PAGE, least=_LEAST, below=strips
@@ -154,7 +155,9 @@ def _draw_clustering(
     title = "Photo"
     if attention is not None:
         inside, level = outline_of(shrink(attention[None].to(x), sheet.step)[..., 0])
-        title = "Photo, attention the same all over" if level is None else f"Photo, outlined: attention above {level:.2g}"
+        title = (
+            "Photo, attention the same all over" if level is None else f"Photo, outlined: attention above {level:.2g}"
+        )
     sheet.show(photo, sheet.colors, title)
     bright = shrink(importance[None], sheet.step)[..., 0]
     norm = PowerNorm(0.5, vmin=0, vmax=max(float(np.quantile(bright, 0.995)), 1e-6), clip=True)
@@ -172,9 +175,7 @@ def _draw_clustering(
     means = assignment.pool(x)[0].clamp(0, 1).expand(-1, 3).cpu().numpy()
     count = f"{len(means):,} regions in their mean colours" if len(means) > 1 else "1 region in its mean colour"
     sheet.show(regions, means[sheet.labels], count)
-    draw_borders(
-        regions, sheet.labels, means[sheet.labels], sheet.step, width=min(0.5, sheet.spacing / 24), tidy=tidy
-    )
+    draw_borders(regions, sheet.labels, means[sheet.labels], sheet.step, width=min(0.5, sheet.spacing / 24), tidy=tidy)
 
 
 def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None:
@@ -183,7 +184,7 @@ def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None
     shown = shown_directions(stencil)
     positions = mean_positions(assignment)
     raw, graph = (_arrows(assignment.adjacency(stencil, noise_cancel=cancel), shown) for cancel in (False, True))
-    chosen = spread_regions(positions, np.bincount(graph[0], graph[3], minlength=len(positions)), sheet.size)
+    chosen = spread_regions(positions, np.bincount(graph[0], graph[3], len(positions)).astype(np.float64), sheet.size)
     strong = float(np.quantile(graph[3], 0.95)) if len(graph[3]) else 1.0
     drawn = 0
     for panel, edges, title in [(before, raw, "Edges before noise cancelling"), (after, graph, "Edges of the graph")]:
@@ -197,8 +198,9 @@ def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None
         draw_centers(panel, positions[chosen], min(4.0, max(1.2, 0.16 * sheet.spacing)))
         drawn = len(target)
     if len(raw[0]):
-        draw_compass(sheet.figure, before, stencil, shown)
-        draw_widths(sheet.figure, after, strong)
+        first, second = sheet.panels[-sheet.columns :][:2]
+        draw_compass(sheet.figure, first, stencil, shown)
+        draw_widths(sheet.figure, second, strong)
     draw_caption(sheet.figure, _caption(len(chosen), len(positions), drawn, len(graph[0]), sheet.stretched))
 
 
