@@ -20,6 +20,7 @@ __all__ = [
     "collect",
     "collect_with_masses",
     "densify",
+    "like",
     "masses",
     "negative_distance",
     "new_weight",
@@ -50,6 +51,13 @@ def new_weight(x: Tensor, entries: int, pixels: int) -> Tensor:
     """Return room for weights ``(B, entries, P)`` in the precision of distances, rows padded in memory."""
     padded = -(-pixels // _ALIGN) * _ALIGN
     return x.new_empty(x.shape[0], entries, padded, dtype=compute_dtype(x))[..., :pixels]
+
+
+def like(grad: Tensor, x: Tensor) -> Tensor:
+    """Return a gradient with the dtype and the strides of a new tensor like `x`, without a copy where it has them."""
+    grad = grad.to(x.dtype)
+    wanted = torch.empty_like(x, device="meta")
+    return grad if grad.stride() == wanted.stride() else torch.empty_like(x).copy_(grad)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
 from hggraph.ops._pairs import (
     collect,
+    like,
     masses,
     negative_distance,
     negative_distance_backward,
@@ -110,7 +111,7 @@ def _centre_update(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Te
 
 @operator(
     "centre_update_backward",
-    fake=lambda grad, x, centers, *_: (x.new_empty(x.shape), centers.new_empty(centers.shape)),
+    fake=lambda grad, x, centers, *_: (torch.empty_like(x), torch.empty_like(centers)),
     # the weights again, the distances' two gradients, and two products of the means
     flops=lambda grad, x, centers, index, *_, **__: 10 * x[0] * x[1] * x[2] * (centers if index is None else index)[1],
 )
@@ -118,11 +119,12 @@ def _centre_update_backward(
     grad: Tensor, x: Tensor, centers: Tensor, index: Tensor | None, out: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
     if index is None and (triton := kernel("centre_update", grad, x, centers)) is not None:
-        return triton.centre_update_backward(grad, x, centers, out, log_sum)
+        grads = triton.centre_update_backward(grad, x, centers, out, log_sum)
+        return like(grads[0], x), like(grads[1], centers)
     pixels, seeds = x.to(out.dtype), centers.to(out.dtype)
     weight, log_sum = _weights(pixels, seeds, index)
     grad_logits = pair_dot(grad, pixels, index).sub_(of_region((grad * out).sum(2), index)).mul_(weight)
     grad_x, grad_centers = negative_distance_backward(grad_logits, pixels, seeds, index)
     grad_x = grad_x + spread(grad, weight, index)
     grad_centers = torch.where((log_sum == -math.inf).unsqueeze(2), grad, grad_centers)
-    return grad_x.to(x.dtype).contiguous(), grad_centers.to(centers.dtype).contiguous()
+    return like(grad_x, x), like(grad_centers, centers)

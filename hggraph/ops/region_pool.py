@@ -10,7 +10,7 @@ from torch import Tensor
 from hggraph._check import check_ndim
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
-from hggraph.ops._pairs import check_index, collect_with_masses, densify, of_region, pair_dot, spread
+from hggraph.ops._pairs import check_index, collect_with_masses, densify, like, of_region, pair_dot, spread
 
 __all__ = ["check_assignment", "region_pool"]
 
@@ -113,17 +113,18 @@ def _region_pool(x: Tensor, assignment: Tensor, index: Tensor | None, num_region
 
 @operator(
     "region_pool_backward",
-    fake=lambda grad, grad_mass, x, assignment, *_: (x.new_empty(x.shape), assignment.new_empty(assignment.shape)),
+    fake=lambda grad, grad_mass, x, assignment, *_: (torch.empty_like(x), torch.empty_like(assignment)),
     flops=lambda grad, grad_mass, x, assignment, *_, **__: 4 * x[0] * x[1] * x[2] * assignment[1],
 )
 def _region_pool_backward(
     grad: Tensor, grad_mass: Tensor, x: Tensor, assignment: Tensor, index: Tensor | None, out: Tensor, mass: Tensor
 ) -> tuple[Tensor, Tensor]:
     if index is None and (triton := kernel("region_pool", grad, x, assignment)) is not None:
-        return triton.region_pool_backward(grad, grad_mass, x, assignment, out, mass)
+        grads = triton.region_pool_backward(grad, grad_mass, x, assignment, out, mass)
+        return like(grads[0], x), like(grads[1], assignment)
     dtype = torch.promote_types(compute_dtype(x), mass.dtype)
     scaled = grad.to(dtype) * _inverse(mass.to(dtype))
     grad_x = spread(scaled, assignment.to(dtype), index).to(x.dtype)
     shift = grad_mass - (scaled * out.to(dtype)).sum(2)
     grad_assignment = pair_dot(scaled, x.to(dtype), index) + of_region(shift, index)
-    return grad_x.contiguous(), grad_assignment.to(assignment.dtype).contiguous()
+    return like(grad_x, x), like(grad_assignment, assignment)

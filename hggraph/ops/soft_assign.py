@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hggraph._check import check_ndim
 from hggraph.ops._library import kernel, operator
-from hggraph.ops._pairs import check_index, negative_distance, negative_distance_backward, new_weight
+from hggraph.ops._pairs import check_index, like, negative_distance, negative_distance_backward, new_weight
 
 __all__ = ["soft_assign"]
 
@@ -116,16 +116,17 @@ def _soft_assign(x: Tensor, centers: Tensor, index: Tensor | None, threshold: fl
 
 @operator(
     "soft_assign_backward",
-    fake=lambda grad, x, centers, *_: (x.new_empty(x.shape), centers.new_empty(centers.shape)),
+    fake=lambda grad, x, centers, *_: (torch.empty_like(x), torch.empty_like(centers)),
     flops=lambda grad, x, centers, index, *_, **__: 4 * x[0] * x[1] * x[2] * (centers if index is None else index)[1],
 )
 def _soft_assign_backward(
     grad: Tensor, x: Tensor, centers: Tensor, index: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     if index is None and (triton := kernel("soft_assign", grad, x, centers, weight)) is not None:
-        return triton.soft_assign_backward(grad, x, centers, weight)
+        grads = triton.soft_assign_backward(grad, x, centers, weight)
+        return like(grads[0], x), like(grads[1], centers)
     # S is a softmax over the entries kept
     weighted = weight * grad
     grad_logits = weighted.sub_(weight * weighted.sum(1, keepdim=True))
     grads = negative_distance_backward(grad_logits, x.to(weight.dtype), centers.to(weight.dtype), index)
-    return grads[0].to(x.dtype).contiguous(), grads[1].to(centers.dtype).contiguous()
+    return like(grads[0], x), like(grads[1], centers)

@@ -67,17 +67,17 @@ def draw_widths(figure: Figure, panel: Axes, strong: float) -> None:
     """Draw what the widths of arrows stand for under a panel, `strong` and shares of it."""
     from matplotlib.collections import PolyCollection
 
-    inset = _strip(figure, panel, top=0.05, height=0.5, width=1.9)
-    inset.set(xlim=(0, 1.9 * 72), ylim=(36, 0))
+    inset = _strip(figure, panel, top=0.05, height=0.5, width=1.66)
+    inset.set(xlim=(0, 1.66 * 72), ylim=(36, 0))
     weights = strong * np.array([0.06, 0.4, 1.0])
-    left = np.array([2.0, 48.0, 94.0])
-    start, stop = np.stack([left, np.full(3, 9.0)], 1), np.stack([left + 34, np.full(3, 9.0)], 1)
+    left = np.array([2.0, 40.0, 78.0])
+    start, stop = np.stack([left, np.full(3, 9.0)], 1), np.stack([left + 28, np.full(3, 9.0)], 1)
     arrows: Any = arrow_polygons(start, stop, arrow_widths(weights, strong))
     inset.add_collection(PolyCollection(arrows, facecolors="#59616b"), autolim=False)
     for x, weight, sign in zip(left, weights, ["", "", "\u2265 "], strict=True):
         text = f"{weight:.0f}" if weight >= 10 else f"{weight:.2g}"
         inset.text(x, 26, f"{sign}{text} px", fontsize=_SMALL, color=_INK, va="center")
-    _write(inset, 1.05, "Width: weight, the pixels\nof border facing that way")
+    _write(inset, 1.06, "Width: weight, pixels\nof border that way")
 
 
 def draw_caption(figure: Figure, text: str) -> None:
@@ -93,7 +93,7 @@ def draw_caption(figure: Figure, text: str) -> None:
 def _strip(figure: Figure, panel: Axes, *, top: float, height: float, width: float | None = None) -> Axes:
     """Return axes without a frame under a panel, so many inches below it and high, as wide as it or so many inches."""
     page_width, page_height = figure.get_size_inches()
-    box = panel.get_position()
+    box = panel.get_position(original=True)
     share = box.width if width is None else min(width / page_width, box.width)
     inset = figure.add_axes((box.x0, box.y0 - (top + height) / page_height, share, height / page_height))
     inset.set(xticks=[], yticks=[], facecolor="none")

@@ -96,12 +96,12 @@ def region_figure(
         importance = clusterer.importance(x, focus)[0]
         assignment = clusterer(x, focus) if assignment is None else assignment
         if focus is not None:
-            unit = f"importance / largest + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention, without a unit"
+            unit = f"importance (largest 1) + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention"
         elif clusterer.feature_scale == "photo":
             importance = importance / COLOR_SCALE
-            unit = f"mean colour difference to the {clusterer.neighbors} neighbours, CIELAB with chroma doubled"
+            unit = f"colour step to the {clusterer.neighbors} neighbours, CIELAB"
         else:
-            unit = f"mean distance to the {clusterer.neighbors} neighbours, in units of the image"
+            unit = f"distance to the {clusterer.neighbors} neighbours, image's unit"
         sheet = _Sheet(x, assignment)
         _draw_clustering(sheet, x, assignment, importance, unit, attention, tidy=not clusterer.connected)
         _draw_edges(sheet, assignment, stencil)
@@ -120,6 +120,7 @@ class _Sheet:
         self.labels = labels[: self.colors.shape[0], : self.colors.shape[1]]
         aspect = self.size[1] / self.size[0]
         rows, columns = (3, 2) if aspect > 0.9 else (2, 3)
+        self.columns = columns
         strips = [STRIP, *[0.0] * (rows - 2), STRIP]
         self.figure, self.panels, (across, down) = page(
             aspect, rows, columns, largest=_PAGE, least=_LEAST, below=strips
@@ -183,8 +184,7 @@ def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None
     shown = shown_directions(stencil)
     positions = mean_positions(assignment)
     raw, graph = (_arrows(assignment.adjacency(stencil, noise_cancel=cancel), shown) for cancel in (False, True))
-    strength = np.bincount(graph[0], graph[3], minlength=len(positions)).astype(float)
-    chosen = spread_regions(positions, strength, sheet.size)
+    chosen = spread_regions(positions, np.bincount(graph[0], graph[3], len(positions)).astype(np.float64), sheet.size)
     strong = float(np.quantile(graph[3], 0.95)) if len(graph[3]) else 1.0
     drawn = 0
     for panel, edges, title in [(before, raw, "Edges before noise cancelling"), (after, graph, "Edges of the graph")]:
@@ -198,8 +198,9 @@ def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None
         draw_centers(panel, positions[chosen], min(4.0, max(1.2, 0.16 * sheet.spacing)))
         drawn = len(target)
     if len(raw[0]):
-        draw_compass(sheet.figure, before, stencil, shown)
-        draw_widths(sheet.figure, after, strong)
+        first, second = sheet.panels[-sheet.columns :][:2]
+        draw_compass(sheet.figure, first, stencil, shown)
+        draw_widths(sheet.figure, second, strong)
     draw_caption(sheet.figure, _caption(len(chosen), len(positions), drawn, len(graph[0]), sheet.stretched))
 
 

@@ -61,7 +61,7 @@ def test_files_of_one_image(tmp_path):
     assert names(out) == ["photo.graphml", "photo.png", "photo.pt"]
 
     values = torch.load(out / "photo.pt", weights_only=True)
-    clusterer = SoftSLIC(num_regions=12, candidates=6, feature_scale="photo").eval()
+    clusterer = SoftSLIC(num_regions=12, feature_scale="photo").eval()
     expected = region_graph(load_image(path)[None], clusterer=clusterer)[0]
     assert set(values) == set(expected.keys())
     for key, value in expected.to_dict().items():
@@ -144,6 +144,7 @@ def test_equal_names_do_not_overwrite_each_other(tmp_path):
         (["--downsample", "0.5"], "--downsample"),
         (["--max-pixels", "200000000"], "--max-pixels"),
         (["--format", "pickle"], "--format"),
+        (["--candidates", "6"], "--candidates"),
         (["--attention", "missing.png"], "missing.png"),
         (["missing.jpg"], "missing.jpg"),
     ],
@@ -203,7 +204,8 @@ def test_attention_draws_regions(tmp_path):
         result = run(path, *options, *attention, "--figure" if len(share) == 1 else "--no-figure")
         assert result.exit_code == 0, result.output
         share.append((load_graph(tmp_path / "out" / "a.pt").pos[:, 1] > 20).float().mean().item())
-    assert share[1] == share[2] and share[1] > share[0] + 0.15 and share[1] > 0.65
+    # half the image has attention; the density of seeds follows its root, blurred at the scale of a region
+    assert share[1] == share[2] and share[1] > share[0] + 0.1 and share[1] > 0.6
 
 
 def test_attention_that_does_not_fit(tmp_path):

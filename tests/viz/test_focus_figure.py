@@ -32,12 +32,15 @@ def test_centres_move_to_the_attention(scene, tmp_path):
     save_figure(figure, tmp_path / "focus.png", dpi=30)
     without, steered, *regions = titles(figure)
     assert regions == ["8 regions in their mean colours"] * 2
-    counted = [int(title.split(", ")[1].split()[0]) for title in (without, steered)]
+    counted = [int(title.split(", ")[1].removesuffix(" of them inside")) for title in (without, steered)]
     shown = [np.asarray(axes.collections[0].get_offsets()) for axes in figure.axes[:2]]
     assert [len(at) for at in shown] == [8, 8]
     assert counted == [int(((at[:, 0] >= 16) & (at[:, 1] >= 12)).sum()) for at in shown]
     assert counted[1] > counted[0]
-    assert [len(axes.images) for axes in figure.axes] == [1, 2, 1, 1]  # attention lies over one photo
+    assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 1]
+    for axes in figure.axes[:2]:  # a line around the attention, nothing over the photo
+        lines = [line.get_path().vertices for line in axes.patches]
+        assert len(lines) == 2 and all(ends.min(0).tolist() == [15.5, 11.5] for ends in lines)
 
 
 def columns_of_mass(width: int) -> list[float]:
@@ -56,15 +59,15 @@ def test_maps_of_a_network(size, stride):
     image = torch.zeros(1, *size)
     image[:, :, (small[1] // 2 + 1) * stride :] = 1
     figure = focus_figure(image, regions, regions, torch.zeros(size))
-    assert titles(figure)[0] == "Without attention: 2 centres, 0 where it is above 0.5"
+    assert titles(figure)[0] == "Without attention: 2 seeds"
     centers = np.asarray(figure.axes[0].collections[0].get_offsets())
     expected = [(at * stride, (small[0] - 1) / 2 * stride) for at in columns_of_mass(small[1])]
     np.testing.assert_allclose(centers, np.minimum(expected, (size[1] - 1, size[0] - 1)))
     picture = figure.axes[2].images[0].get_array()
     assert picture.shape == (*small, 3)
     assert picture[:, 0].max() == 0 and picture[:, -1].min() == 1  # the mean colours of either side
-    (border,) = figure.axes[2].patches
-    assert set(border.get_path().vertices[:, 0]) == {(small[1] // 2 + 1) * stride - 0.5}
+    borders = np.concatenate([border.get_path().vertices for border in figure.axes[2].patches])
+    assert set(borders[:, 0]) == {(small[1] // 2 + 1) * stride - 0.5}
 
 
 def test_bad_input(scene):

@@ -99,9 +99,9 @@ def test_bars_and_units(image):
     assert (texts[0], texts[-1]) == ("0", "\u2265 33")  # one of three or four neighbours: 100 / 3 in the corner's row
     assert figure.axes[1].images[0].norm.vmax == pytest.approx(100 / 3, rel=0.01)
     plain = region_figure(image, SoftSLIC(num_regions=6).eval())
-    assert any("units of the image" in axes.get_xlabel() for axes in plain.figure.axes)
+    assert any("image's unit" in axes.get_xlabel() for axes in plain.figure.axes)
     focused = region_figure(image, clusterer(), attention=torch.eye(24, 32))
-    assert any("without a unit" in axes.get_xlabel() for axes in focused.axes)
+    assert any("10 \u00d7 attention" in axes.get_xlabel() for axes in focused.axes)
 
 
 def test_arrows_are_few_and_apart_and_the_caption_counts_them():
@@ -114,12 +114,18 @@ def test_arrows_are_few_and_apart_and_the_caption_counts_them():
     assert gaps.min() > 50
     text = caption(figure)
     assert f"{len(centers)} of 200 regions" in text and f"with {len(arrows)} of" in text
-    # no text leaves the page
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for text in figure.findobj(Text):
-        box = text.get_window_extent()
-        assert not text.get_text() or (box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (9, 90), (90, 9), (40, 40)])
+def test_texts_stay_on_the_page_and_apart(size):
+    figure = region_figure(torch.rand(3, *size), clusterer(20), attention=torch.rand(size))
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_window_extent().width > 1]  # drawn
+    boxes = [text.get_window_extent() for text in texts]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1, texts[i]
+        for j in range(i):
+            assert not box.overlaps(boxes[j]), (texts[i], texts[j])
 
 
 @pytest.mark.parametrize(
