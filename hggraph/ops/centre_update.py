@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph.ops._distance import compute_dtype
+from hggraph.ops._distance import EXCLUDED, compute_dtype
 from hggraph.ops._library import kernel, operator
 from hggraph.ops._pairs import (
     collect,
@@ -66,16 +66,18 @@ def centre_update_reference(x: Tensor, centers: Tensor, index: Tensor | None) ->
     return torch.where(column > 0, (weight / column) @ x.transpose(1, 2), centers)
 
 
-def _weights(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return each entry's column-normalised weight ``(B, T, P)`` and the logarithm of each column's sum ``(B, R)``."""
+def _weights(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return column-normalised weights ``(B, T, P)``, logs of the columns' sums ``(B, R)``, and which have no entry."""
     logits = negative_distance(x, centers, index)
     if index is None:
-        return logits.softmax(2), logits.logsumexp(2)
+        return logits.softmax(2), logits.logsumexp(2), None
     largest = logits.new_full(centers.shape[:2], -math.inf)
     largest = largest.scatter_reduce(1, index.flatten(1).long(), logits.flatten(1), "amax")
     weight = logits.sub_(of_region(largest, index)).exp_()
     total = masses(weight, index, centers.shape[1])
-    return weight.div_(of_region(total, index)), largest + total.log()
+    alone = total == 0
+    log_sum = torch.where(alone, EXCLUDED, largest + total.log())
+    return weight.div_(of_region(total, index)), log_sum, alone.unsqueeze(2)
 
 
 def _fake(x: Tensor, centers: Tensor, index: Any) -> tuple[Tensor, Tensor]:
@@ -104,9 +106,9 @@ def _centre_update(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Te
         return triton.centre_update(x, centers)
     dtype = compute_dtype(x)
     x, centers = x.to(dtype), centers.to(dtype)
-    weight, log_sum = _weights(x, centers, index)
+    weight, log_sum, alone = _weights(x, centers, index)
     out = collect(x, weight, index, centers.shape[1])
-    return torch.where((log_sum == -math.inf).unsqueeze(2), centers, out).contiguous(), log_sum
+    return (out if alone is None else torch.where(alone, centers, out)).contiguous(), log_sum
 
 
 @operator(
@@ -122,9 +124,9 @@ def _centre_update_backward(
         grads = triton.centre_update_backward(grad, x, centers, out, log_sum)
         return like(grads[0], x), like(grads[1], centers)
     pixels, seeds = x.to(out.dtype), centers.to(out.dtype)
-    weight, log_sum = _weights(pixels, seeds, index)
+    weight, _, alone = _weights(pixels, seeds, index)
     grad_logits = pair_dot(grad, pixels, index).sub_(of_region((grad * out).sum(2), index)).mul_(weight)
     grad_x, grad_centers = negative_distance_backward(grad_logits, pixels, seeds, index)
     grad_x = grad_x + spread(grad, weight, index)
-    grad_centers = torch.where((log_sum == -math.inf).unsqueeze(2), grad, grad_centers)
+    grad_centers = grad_centers if alone is None else torch.where(alone, grad, grad_centers)
     return like(grad_x, x), like(grad_centers, centers)
