@@ -6,14 +6,26 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from hggraph.benchmarks._roofline import Roofline
 
-__all__ = ["THREADS", "Setting", "options", "setting_for"]
+__all__ = ["THREADS", "RegionData", "Setting", "options", "setting_for"]
 
 THREADS = 2
+
+
+@dataclass(frozen=True)
+class RegionData:
+    """What the case `regions` reads and draws; see there."""
+
+    data: Path | None = None  # BSDS500
+    camvid: Path | None = None
+    every: int = 2  # photo
+    clusterer: Path | None = None  # a run that has learned regions
+    curves: Path | None = None  # folder for pictures
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Setting:
     rounds: int = 9
     quick: bool = False  # tiny sizes, to see that it runs
     compile: bool = False  # time torch.compile's versions too
+    regions: RegionData = field(default_factory=RegionData)
 
     @property
     def on_gpu(self) -> bool:
@@ -46,7 +59,13 @@ def options(doc: str | None, argv: Sequence[str] | None = None, rounds: int = 15
 
 
 def setting_for(
-    device: str, *, dtype: torch.dtype | None = None, rounds: int = 9, quick: bool = False, compile: bool = False
+    device: str,
+    *,
+    dtype: torch.dtype | None = None,
+    rounds: int = 9,
+    quick: bool = False,
+    compile: bool = False,
+    regions: RegionData | None = None,
 ) -> Setting:
     """Return the setting for a device, bfloat16 on a GPU unless told otherwise.
 
@@ -61,4 +80,4 @@ def setting_for(
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1 if quick else THREADS)  # threads that wait for each other make tiny sizes slow
     torch.manual_seed(0)
-    return Setting(place, dtype, min(rounds, 2) if quick else rounds, quick, compile)
+    return Setting(place, dtype, min(rounds, 2) if quick else rounds, quick, compile, regions or RegionData())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Timing", "clock_of", "extra_memory", "quartiles", "seconds_of", "take_turns"]
+__all__ = ["Timing", "clock_of", "extra_memory", "processor_seconds_of", "quartiles", "seconds_of", "take_turns"]
 
 _LONG = 0.3  # seconds of a contender that needs no second run to warm up
 _CACHE = 256 << 20  # bytes written before each run on a GPU: more than its last cache holds
@@ -41,6 +41,7 @@ def take_turns(
     *,
     warmup: int = 3,
     least: float = 0.02,
+    clock: Callable[[Callable[[], object], int], float] | None = None,
 ) -> dict[str, Timing]:
     """Run all contenders in each round, in turning order.
 
@@ -50,8 +51,9 @@ def take_turns(
         device: Where they run; on a GPU its own clock counts, and its cache is overwritten before each run.
         warmup: Runs of each before anything counts; one is enough for a contender that takes long.
         least: Seconds; shorter contenders run several times per round, and the mean counts.
+        clock: What measures the mean seconds of some runs; None is the device's own, `clock_of`.
     """
-    clock = clock_of(device)
+    clock = clock_of(device) if clock is None else clock
     repeats = {}
     for name, run in contenders.items():
         seconds = clock(run, 1)
@@ -78,6 +80,14 @@ def seconds_of(run: Callable[[], object], repeat: int) -> float:
     for _ in range(repeat):
         run()
     return (time.perf_counter() - start) / repeat
+
+
+def processor_seconds_of(run: Callable[[], object], repeat: int) -> float:
+    """Return the mean seconds that all threads of this process took together for `repeat` runs."""
+    start = time.process_time()
+    for _ in range(repeat):
+        run()
+    return (time.process_time() - start) / repeat
 
 
 def seconds_on_gpu(run: Callable[[], object], repeat: int) -> float:

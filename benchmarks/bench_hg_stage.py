@@ -5,9 +5,9 @@
 Inference; one image in float32 on the CPU, sixteen in bfloat16 on a GPU, and there one image by CUDA graphs too. Both
 get the same (1, 1024, 90, 90) map: scikit-learn's sample photo, scaled to 713 x 713, through the first three stages.
 Weights are random, since nothing is downloaded; the statistics of the batch normalisations are the photo's. The HG
-stage is everything that stands in the dense stage's place: importance map, sampling, 3 steps of soft SLIC, pooling,
-adjacency, three bottlenecks, unpooling, and the 1x1 convolution over input and result, which the dense stage does not
-have. Each side runs in both memory formats, and its fastest way counts.
+stage is everything that stands in the dense stage's place: scaling, seeds, 3 steps of soft SLIC, pooling, adjacency,
+three bottlenecks, unpooling, and the 1x1 convolution over input and result, which the dense stage does not have. Each
+side runs in both memory formats, and its fastest way counts.
 
 Before that, one region per pixel on a small map has to give the dense stage with dilation 1: in float64, and on a GPU
 in the precision that is timed, so that its kernels are what is compared.
@@ -22,7 +22,7 @@ from hggraph import HGStage, RegionAdjacency, SoftSLIC
 from hggraph.benchmarks._measure import Agreement, Report, agree
 from hggraph.benchmarks._roofline import Work, size_of
 from hggraph.benchmarks._setting import Setting, options
-from hggraph.cluster import importance_map, sample_centers, soft_slic
+from hggraph.cluster import soft_slic
 from hggraph.cluster.clusterer import spread_scale
 from hggraph.data import sample_photo
 
@@ -83,9 +83,6 @@ def parts(hg: HGStage, x: Tensor) -> dict[str, Callable[[], object]]:
     """Return the parts of the HG stage, each to run alone on what the others give it."""
     slic = hg.clusterer
     assert isinstance(slic, SoftSLIC) and hg.fuse is not None
-    num_regions = slic.regions_for((x.shape[2], x.shape[3]))
-    importance = importance_map(x)
-    centers = sample_centers(importance, num_regions)
 
     def scaled() -> Tensor:
         scale, mean = spread_scale(x).view(-1, 1, 1, 1), x.mean((2, 3), keepdim=True)
@@ -93,6 +90,8 @@ def parts(hg: HGStage, x: Tensor) -> dict[str, Callable[[], object]]:
 
     features = scaled()
     assignment = slic(x)
+    spacing = (x.shape[2] * x.shape[3] / assignment.num_regions) ** 0.5
+    options = {"candidates": slic.candidates, "update": slic.update, "position": slic.position / spacing}
     adjacency = assignment.adjacency(hg.stencil).to_dense()
 
     def blocks() -> Tensor:
@@ -104,10 +103,8 @@ def parts(hg: HGStage, x: Tensor) -> dict[str, Callable[[], object]]:
     pooled = assignment.pool(x)
     z = blocks()
     return {
-        "importance map": lambda: importance_map(x),
-        "sampling": lambda: sample_centers(importance, num_regions),
         "feature scale": scaled,
-        "soft SLIC": lambda: soft_slic(features, centers, iterations=slic.iterations),
+        "soft SLIC": lambda: soft_slic(features, assignment.seeds, iterations=slic.iterations, **options),
         "pool": lambda: assignment.pool(x),
         "adjacency": lambda: assignment.adjacency(hg.stencil),
         f"{len(hg.blocks)} blocks": blocks,

@@ -81,13 +81,10 @@ def _raw(p_raw, product, transposed, o_i, o_j, inside, regions, parts, s_part):
 
 @triton.jit
 def _cleaned(
-    p_raw, p_directions, o_k, o_i, o_j, regions, directions, parts, s_part, FILTER: tl.constexpr,
+    p_raw, product, transposed, o_i, o_j, inside, regions, parts, s_part, FILTER: tl.constexpr,
     NOISE_CANCEL: tl.constexpr,
 ):  # fmt: skip
-    """Return the strengths of all connections (BLOCK_K, BLOCK_I, BLOCK_J), 0 in the centre direction."""
-    product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
-    transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
-    inside = (o_i[None, :, None] < regions) & (o_j[None, None] < regions)
+    """Return the strengths of connections (BLOCK_K, BLOCK_I, BLOCK_J), 0 in the centre direction."""
     touches = inside & (product >= 0)[:, None, None]
     value = _raw(p_raw, product, transposed, o_i, o_j, touches, regions, parts, s_part)
     if NOISE_CANCEL:
@@ -97,8 +94,28 @@ def _cleaned(
 
 
 @triton.jit
+def _strongest(
+    p_raw, p_directions, o_i, o_j, inside, regions, directions, parts, s_part, FILTER: tl.constexpr, TIE: tl.constexpr,
+    NOISE_CANCEL: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Return the first of the directions that are strongest up to rounding (BLOCK_I, BLOCK_J), of all blocks."""
+    most = tl.zeros((BLOCK_I, BLOCK_J), dtype=tl.float32)
+    first = tl.full((BLOCK_I, BLOCK_J), BLOCKS * BLOCK_K, dtype=tl.int32)
+    for step in range(0, 2 * BLOCKS):  # the largest first, then where it stands
+        o_k = step % BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
+        product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
+        transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
+        value = _cleaned(p_raw, product, transposed, o_i, o_j, inside, regions, parts, s_part, FILTER, NOISE_CANCEL)
+        most = tl.maximum(most, tl.max(value, 0))
+        near = (value >= most[None] * TIE) & (step >= BLOCKS)
+        first = tl.minimum(first, tl.min(tl.where(near, o_k[:, None, None], BLOCKS * BLOCK_K), 0))
+    return first
+
+
+@triton.jit
 def _region_adjacency_clean_kernel(
-    p_raw, p_directions, p_out, p_degree, center, regions, directions, parts, s_part, s_batch, FILTER: tl.constexpr,
+    p_raw, p_directions, p_out, p_degree, regions, directions, parts, s_part, s_batch, FILTER: tl.constexpr,
     TIE: tl.constexpr, NOISE_CANCEL: tl.constexpr, MAX_DIRECTION: tl.constexpr, BLOCKS: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -106,37 +123,27 @@ def _region_adjacency_clean_kernel(
     o_i = tl.program_id(0) % tiles * BLOCK_I + tl.arange(0, BLOCK_I)
     o_k = tl.program_id(0) // tiles % BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
     batch = (tl.program_id(0) // (tiles * BLOCKS)).to(tl.int64)
+    product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
+    transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
+    center = ((product < 0) & (o_k < directions))[:, None, None]
     p_raw += batch * s_batch
     degree = tl.zeros((BLOCK_K, BLOCK_I), dtype=tl.float32)
     for start in range(0, regions, BLOCK_J):
         o_j = start + tl.arange(0, BLOCK_J)
-        value = _cleaned(
-            p_raw, p_directions, o_k, o_i, o_j, regions, directions, parts, s_part, FILTER, NOISE_CANCEL
-        )  # fmt: skip
+        inside = (o_i[None, :, None] < regions) & (o_j[None, None] < regions)
+        value = _cleaned(p_raw, product, transposed, o_i, o_j, inside, regions, parts, s_part, FILTER, NOISE_CANCEL)
         if MAX_DIRECTION:  # of those equal up to rounding the first
             if BLOCKS == 1:
                 near = value >= tl.max(value, 0)[None] * TIE
                 first = tl.min(tl.where(near, o_k[:, None, None], BLOCK_K), 0)
             else:
-                most = tl.zeros((BLOCK_I, BLOCK_J), dtype=tl.float32)
-                for block in range(0, BLOCKS):
-                    o_b = block * BLOCK_K + tl.arange(0, BLOCK_K)
-                    other = _cleaned(
-                        p_raw, p_directions, o_b, o_i, o_j, regions, directions, parts, s_part, FILTER, NOISE_CANCEL
-                    )  # fmt: skip
-                    most = tl.maximum(most, tl.max(other, 0))
-                first = tl.full((BLOCK_I, BLOCK_J), BLOCKS * BLOCK_K, dtype=tl.int32)
-                for block in range(0, BLOCKS):
-                    o_b = block * BLOCK_K + tl.arange(0, BLOCK_K)
-                    other = _cleaned(
-                        p_raw, p_directions, o_b, o_i, o_j, regions, directions, parts, s_part, FILTER, NOISE_CANCEL
-                    )  # fmt: skip
-                    near = other >= most[None] * TIE
-                    first = tl.minimum(first, tl.min(tl.where(near, o_b[:, None, None], BLOCKS * BLOCK_K), 0))
+                first = _strongest(
+                    p_raw, p_directions, o_i, o_j, inside, regions, directions, parts, s_part, FILTER, TIE,
+                    NOISE_CANCEL, BLOCKS, BLOCK_K, BLOCK_I, BLOCK_J,
+                )  # fmt: skip
             value = tl.where(o_k[:, None, None] == first[None], value, 0.0)
-        inside = (o_i[None, :, None] < regions) & (o_j[None, None] < regions)
         diagonal = o_i[None, :, None] == o_j[None, None]
-        value = tl.where((o_k == center)[:, None, None] & diagonal & inside, 1.0, value)
+        value = tl.where(center & diagonal & inside, 1.0, value)
         degree += tl.sum(value, 2)
         rows = (batch * directions + o_k)[:, None, None] * regions + o_i[None, :, None]
         mask = inside & (o_k < directions)[:, None, None]
@@ -199,13 +206,12 @@ def region_adjacency(
     )  # fmt: skip
     out = torch.empty(batch, num, regions, regions, device=assignment.device, dtype=assignment.dtype)
     degree = torch.empty(batch, num, regions, device=assignment.device, dtype=assignment.dtype)
-    block_k = block(num, least=2)
+    block_k = block(num, least=2) if num <= 128 else 64
+    block_j = max(1, min(32, 2048 // block_k // 8)) if num <= 128 else 2
     blocks = cdiv(num, block_k)
-    block_j = max(1, min(32, 2048 // block_k // 8))
-    center = directions[::2].index(CENTER) if CENTER in directions[::2] else num
     launch(
         _region_adjacency_clean_kernel, batch * cdiv(regions, 8) * blocks, raw,
-        int_table(tuple(directions), assignment.device), out, degree, center, regions, num, parts, *raw.stride()[:2],
+        int_table(tuple(directions), assignment.device), out, degree, regions, num, parts, *raw.stride()[:2],
         FILTER=filter_below, TIE=tie, NOISE_CANCEL=noise_cancel, MAX_DIRECTION=max_direction, BLOCKS=blocks,
         BLOCK_K=block_k, BLOCK_I=8, BLOCK_J=block_j, num_warps=8,
     )  # fmt: skip

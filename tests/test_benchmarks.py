@@ -3,25 +3,33 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import hggraph.engine
+from hggraph import SoftSLIC
 from hggraph.benchmarks import (
     _measure,
+    _region_growth,
+    _region_quality,
+    _regions,
     bench_gald,
     bench_hg_stage,
     bench_hs3,
     bench_local_attention,
     bench_networks,
     bench_py_conv,
-    bench_region_graph,
+    bench_regions,
     bench_segment,
     bench_soft_slic,
     bench_specialize,
     bench_training,
     bench_typed_aggregate,
 )
-from hggraph.benchmarks._setting import Setting
+from hggraph.benchmarks._setting import RegionData, Setting
+from hggraph.data import sample_photo
 
 QUICK = Setting(rounds=2, quick=True)
 
@@ -107,28 +115,101 @@ def test_training(tmp_path, capsys):
     assert len(speeds) == 5 and min(speeds.values()) > 0
 
 
-def test_region_graph(tmp_path, capsys, monkeypatch):
-    # a process of its own takes seconds to import PyTorch and PyG: see the next test
-    monkeypatch.setattr(bench_region_graph, "in_own_process", bench_region_graph.one_size)
-    assert bench_region_graph.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
-    assert len(found(tmp_path / "out.json")) == 5
-    out = capsys.readouterr().out
-    assert "colour variance explained" in out
-    assert "not seen" in out  # what scikit-image allocates
+@pytest.fixture
+def bsds(tmp_path):
+    """Write two small photos of two squares each, cut the same way by two people."""
+    for name in ("1", "2"):
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[10:30, 10:30], pixels[20:44, 40:60] = (200, 40, 40), (40, 40, 200)
+        pixels += np.random.default_rng(int(name)).integers(0, 9, pixels.shape, np.uint8)
+        segments = np.ones((2, 48, 64), np.uint16)
+        segments[:, 10:30, 10:30], segments[:, 20:44, 40:60] = 2, 3
+        for folder in ("images", "segmentation"):
+            (tmp_path / "bsds" / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"bsds/images/{name}.png")
+        np.savez(tmp_path / f"bsds/segmentation/{name}.npz", segmentation=segments)
+    return tmp_path / "bsds"
 
 
-def test_region_graph_in_own_process():
-    found = bench_region_graph.in_own_process(24, 40)
-    assert found["pixels"] == 960 and found["regions"] == 15
+@pytest.fixture
+def here(monkeypatch):
+    """Measure growth in this process: one of its own takes seconds to import PyTorch and PyG."""
+    monkeypatch.setattr(_region_growth, "in_own_process", _region_growth.one_size)
+
+
+def test_regions(tmp_path, capsys, bsds, here):
+    options = ["--quick", "--data", str(bsds), "--every", "1", "--json", str(tmp_path / "out.json")]
+    assert bench_regions.main([*options, "--curves", str(tmp_path / "curves")]) == 0
+    ratios = found(tmp_path / "out.json")
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["photos"] == 2 and len(report["growth"]) == 2
+    measured = report["quality"]["hggraph"]["40"]
+    assert 0.8 < measured["asa"] <= 1 and measured["milliseconds"] > 0 and measured["asked"] == 40
+    assert {"pieces / K, largest", "edges per node of the soft graph, 12 regions"} < ratios.keys()
+    installed = [name for name in _regions.PEERS if f"{name}'s labels" not in report["absent"]]
+    assert set(report["at equal K"]) == set(installed)
+    for name in installed:
+        for both in report["at equal K"][name].values():
+            assert both["ours"]["asked"] == both["theirs"]["regions"]
+        assert f"soft graph / {name}'s labels, 48 x 64, 12" in ratios
+    assert {path.name for path in (tmp_path / "curves").iterdir()} >= {"asa.png", "ue.png", "milliseconds.png"}
+    assert "12 regions asked for, mean of 2 photos" in capsys.readouterr().out
+
+
+def test_learned_regions(monkeypatch, bsds):
+    slic = SoftSLIC(candidates=6, feature_scale="photo").eval()
+    monkeypatch.setattr(hggraph.engine, "load_clusterer", lambda run: slic, raising=False)
+    report = _measure.Report("regions", bench_regions.TITLE, QUICK)
+    fast = {_regions.FAST: lambda pixels, n: np.arange(48 * 64).reshape(48, 64) // (48 * 64 // n)}
+    _region_quality.quality(report, fast, RegionData(data=bsds, clusterer=bsds), counts=(12,))
+    rows = report.more["quality"]
+    same = {name: value for name, value in rows["hggraph"]["12"].items() if name != "milliseconds"}
+    assert same == {name: rows["hggraph, learned"]["12"][name] for name in same}
+    assert list(report.more["at equal K"]) == ["fast-slic", "hggraph, learned"]
+    label = "learned: UE / fast-slic's at its K, 12 asked for"
+    assert {ratio.label: ratio.median for ratio in report.ratios}[label] < 1
+
+
+def test_regions_of_the_sample_photo_alone(monkeypatch, tmp_path, here):
+    for name in ("skimage.segmentation", "cv2", "fast_slic"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = _measure.Report("regions", bench_regions.TITLE, QUICK)
+    bench_regions.measure(report)
+    assert report.absent["ASA, UE, borders"].startswith("left out: they need --data")
+    assert set(report.absent) >= {f"{name}'s labels" for name in _regions.PEERS}
+    assert "48 x 64, 12: soft graph" in report.timings and "growth" not in report.more
+    assert report.more["quality"]["hggraph"]["12"]["asa"] is None
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_best_mean_iou_on_camvid(tmp_path):
+    for folder, shape in (("val", (24, 32, 3)), ("valannot", (24, 32))):
+        (tmp_path / folder).mkdir()
+        pixels = np.zeros(shape, np.uint8)
+        pixels[:, 16:] = 3 if folder == "valannot" else 255
+        Image.fromarray(pixels).save(tmp_path / folder / "0016E5_07959.png")
+    halves = {"halves": lambda pixels, n: pixels[..., 0] // 255, "one": lambda pixels, n: 0 * pixels[..., 0]}
+    report = _measure.Report("regions", bench_regions.TITLE, QUICK)
+    _region_quality.camvid(report, halves, RegionData(camvid=tmp_path), num_regions=8)
+    # one region of two classes: half of it is right, and the other class is never met
+    assert report.more["best possible mean IoU"] == {"hggraph": 1.0, "halves": 1.0, "one": 0.25}
+
+
+def test_peers_make_about_as_many_regions_as_asked_for():
+    report = _measure.Report("regions", bench_regions.TITLE, QUICK)
+    makers = _regions.peers(report)
+    if not makers:
+        pytest.skip("no peer is installed")
+    photo = _region_quality._pixels(_region_growth.photo_of(120, 160))
+    for name, make in makers.items():
+        labels = make(photo, 48)
+        assert labels.shape == (120, 160) and 24 <= len(np.unique(labels)) <= 72, name
+
+
+def test_growth_in_own_process():
+    found = _region_growth.in_own_process(40, 60)
+    assert found["pixels"] == 2400 and found["regions"] == 1
     assert found["peak"] >= found["before"] > 0 and found["seconds"] > 0
-
-
-def test_region_graph_without_scikit_image(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
-    report = _measure.Report("region_graph", bench_region_graph.TITLE, QUICK)
-    bench_region_graph.measure(report)
-    assert "skimage" in report.absent[bench_region_graph.SLIC]
-    assert "JPEG to region graph" in report.timings and report.ratios == []
 
 
 def test_growth_is_per_doubling_of_pixels():
@@ -136,14 +217,15 @@ def test_growth_is_per_doubling_of_pixels():
         {"pixels": 1, "seconds": 1, "peak": 101e6, "before": 1e6},
         {"pixels": 4, "seconds": 6, "peak": 401e6, "before": 1e6},
     ]
-    assert bench_region_graph.growth(rows) == ([3], [2])
+    assert _region_growth.growth(rows) == ([3], [2])
 
 
 def test_photo_of_any_size_is_the_photo_and_its_mirror_images():
-    photo = bench_region_graph.photo_of(500, 1300)
-    assert photo.shape == (3, 500, 1300)
+    photo = _region_growth.photo_of(500, 1300)
+    assert photo.shape == (3, 500, 1300) and photo.isfinite().all()
     assert torch.equal(photo[:, :427, 639], photo[:, :427, 640])
     assert torch.equal(photo[:, 426], photo[:, 427])
+    assert torch.equal(photo[:, :427, :640], sample_photo())
 
 
 def test_wrong_result_refuses_the_ratios(monkeypatch):

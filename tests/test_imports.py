@@ -35,7 +35,7 @@ THIRD_PARTY = {
     "stencil": {"torch"},
     "kernels": {"torch", "triton"},
     "ops": {"torch", "triton"},
-    "ops/fast": {"torch", "numba", "numpy"},
+    "ops/fast": {"torch", "llvmlite", "numba", "numpy"},
 }
 OPTIONAL = {
     *["av", "jsonargparse", "pycocotools", "scipy", "tensorboard", "torchcodec", "yaml"],

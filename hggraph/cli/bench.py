@@ -26,7 +26,7 @@ CASES = {
     "typed_aggregate": "HGConv and DenseHGConv, against one matrix product, PyG's RGCNConv, GMMConv, SplineConv",
     "local_attention": "dilated local attention, against unfold, FlexAttention, attention to all pixels",
     "soft_slic": "soft assignment, centre update and the whole graph part of a stage, against eager PyTorch",
-    "region_graph": "photo file to region graph, against scikit-image's SLIC",
+    "regions": "quality of regions and the time to a graph, against fast-slic, OpenCV, scikit-image; see --data",
     "hs3": "HS3: groupings of 150 classes, the analysis of images against a validation; a minute on a CPU",
     "hg_stage": "the HG stage and its parts, against the dense stage 4 of a ResNet-101",
     "py_conv": "pyramids against grouped convolution, PyConvResNet-50 against ResNet-50; two minutes on a CPU",
@@ -50,7 +50,7 @@ def run_benchmarks(
     cases: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CASE", help=f"Any of {', '.join(CASES)}. Without one, all but the last four.", show_default=False
+            metavar="CASE", help=f"Any of {', '.join(CASES)}. Without one, all but the longest.", show_default=False
         ),
     ] = None,
     *,
@@ -78,6 +78,31 @@ def run_benchmarks(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Draw the ratios as a bar chart (PNG, PDF, SVG)."),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", exists=True, file_okay=False, help="Of `regions`: BSDS500.", show_default=False),
+    ] = None,
+    camvid: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", exists=True, file_okay=False, help="Of `regions`: CamVid.", show_default=False),
+    ] = None,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="Of `regions`: take every N-th photo.")] = 2,
+    clusterer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            exists=True,
+            file_okay=False,
+            help="Of `regions`: a run that learned them.",
+            show_default=False,
+        ),
+    ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Of `regions`: draw each measure there.", show_default=False
+        ),
+    ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Say what the cases are, and measure nothing.")] = False,
 ) -> None:
     """Measure hggraph against PyTorch, PyG and others, side by side in one process.
@@ -91,11 +116,16 @@ def run_benchmarks(
         _list(names if cases else list(CASES))
         return
     place = _device(device)
+    named = {"--data": data, "--camvid": camvid, "--clusterer": clusterer, "--curves": curves}
+    if "regions" not in names and any(named.values()):
+        given = ", ".join(name for name, path in named.items() if path is not None)
+        raise typer.BadParameter(f"{given} belongs to the case regions, which is not among those named")
     for path in (json, plot):
         if path is not None and not path.parent.is_dir():
             raise typer.BadParameter(f"the folder {path.parent} of {path.name} does not exist")
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise typer.BadParameter('--plot needs matplotlib: pip install "hggraph[viz]"')
+    for name, path in (("--plot", plot), ("--curves", curves)):
+        if path is not None and importlib.util.find_spec("matplotlib") is None:
+            raise typer.BadParameter(f'{name} needs matplotlib: pip install "hggraph[viz]"')
     from hggraph.benchmarks import _measure, _setting, _tables
 
     setting = _setting.setting_for(
@@ -104,6 +134,7 @@ def run_benchmarks(
         rounds=rounds,
         quick=quick,
         compile=place != "cpu" if compile is None else compile,
+        regions=_setting.RegionData(data, camvid, every, clusterer, curves),
     )
     console = _tables.screen()
     console.print(_tables.heading(setting))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hggraph.ops._library import full_precision
+
 __all__ = ["blur"]
 
 
@@ -26,6 +28,7 @@ def blur(x: Tensor, deviation: float) -> Tensor:
     kernel = (-0.5 * (step / deviation).square()).exp()
     kernel = kernel / kernel.sum()
     maps = x.reshape(-1, 1, *x.shape[-2:])
-    maps = F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
-    maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
+    with full_precision(x):
+        maps = F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
+        maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
     return maps.view_as(x)

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from hggraph._check import check_features, check_positive
-from hggraph.cluster.color import POSITION_SCALE, photo_colors, with_position
+from hggraph.cluster.color import as_points, photo_colors
 from hggraph.cluster.connect import connect
 from hggraph.cluster.importance import active_focus, check_attention, importance_map
-from hggraph.cluster.sampling import check_num_regions, check_sampling, grid_of, grid_size, sample_with_noise
+from hggraph.cluster.sampling import (
+    check_num_regions,
+    check_sampling,
+    density_centers,
+    grid_of,
+    grid_size,
+    sample_with_noise,
+)
 from hggraph.cluster.soft_slic import check_update, soft_slic
 from hggraph.graph import Assignment
 from hggraph.ops import fast
@@ -28,14 +35,15 @@ class _Form(NamedTuple):
     iterations: int
     sampling: str
     candidates: int
+    position: float
     threshold: float
     smooth: float
     connected: bool
 
 
 # what measures best (docs/clustering.md)
-_PHOTO = _Form(iterations=5, sampling="density", candidates=6, threshold=0.01, smooth=1.0, connected=True)
-_MAP = _Form(iterations=3, sampling="grid", candidates=9, threshold=1e-3, smooth=0.0, connected=False)
+_PHOTO = _Form(iterations=4, sampling="density", candidates=6, position=2.0, threshold=0.01, smooth=1.0, connected=True)
+_MAP = _Form(iterations=3, sampling="grid", candidates=9, position=2.5, threshold=1e-3, smooth=0.0, connected=False)
 
 
 class SoftSLIC(nn.Module):
@@ -46,9 +54,10 @@ class SoftSLIC(nn.Module):
     ============  =====================  ==========================
     argument      photos                 maps
     ============  =====================  ==========================
-    iterations    5                      3
+    iterations    4                      3
     sampling      density                grid; with attention density
     candidates    6                      9
+    position      2                      2.5
     threshold     0.01                   0.001
     smooth        1 pixel                none
     connected     yes                    no
@@ -60,7 +69,7 @@ class SoftSLIC(nn.Module):
       pixels from their mean is 9. Entries then fall below the threshold for very different pixels and stay for
       similar ones, whatever the number of channels and their size.
     - ``"none"``: features as they are.
-    - ``"photo"``: 0.26 CIELAB, for images with values in [0, 1] (see `photo_features`).
+    - ``"photo"``: CIELAB, for images with values in [0, 1] (see `photo_colors`).
     - a number: features times that number.
 
     Args:
@@ -108,7 +117,7 @@ class SoftSLIC(nn.Module):
         sampling: str | None = None,
         update: str = "softmax",
         candidates: int | str | None = "auto",
-        position: float = POSITION_SCALE,
+        position: float | None = None,
         threshold: float | None = None,
         smooth: float | None = None,
         connected: bool | None = None,
@@ -138,7 +147,7 @@ class SoftSLIC(nn.Module):
         self.sampling = sampling
         self.update = update
         self.candidates = form.candidates if isinstance(candidates, str) else candidates
-        self.position = position
+        self.position = form.position if position is None else position
         self.threshold = form.threshold if threshold is None else threshold
         self.smooth = form.smooth if smooth is None else smooth
         self.connected = form.connected if connected is None else connected
@@ -153,7 +162,7 @@ class SoftSLIC(nn.Module):
         check_positive("iterations", self.iterations)
         if self.candidates is not None:
             check_positive("candidates", self.candidates)
-        check_update(update, position)
+        check_update(update, self.position)
         check_sampling(form.sampling if sampling is None else sampling, oversample, beta)
         if not 0 <= self.smooth < math.inf:
             raise ValueError(f"`smooth` must be pixels >= 0, got {smooth}.")
@@ -245,14 +254,17 @@ class SoftSLIC(nn.Module):
             hard=self.hard,
         )
         assignment.grid = grid_of(size, num_regions) if sampling == "grid" else None
-        return connect(assignment, features, inplace=True) if self.connected else assignment
+        # learned features guide no better than colours, which are few enough for the fast path
+        return connect(assignment, seen if photo else features, inplace=True) if self.connected else assignment
 
     def _seeds(self, seen: Tensor, attention: Tensor | None, num_regions: int, sampling: str) -> Tensor:
         plain = sampling == "density" and attention is None and self.neighbors == 4 and seen.shape[1] == 3
         if plain and len(seen) and fast.takes(seen.detach()):
-            return torch.stack([fast.density_seeds(image, num_regions) for image in seen.detach()])
+            return fast.each(lambda image: fast.density_seeds(image, num_regions), seen.detach())
         # a grid looks at nothing
         importance = seen[:, 0].detach() if sampling == "grid" else self._importance(seen, attention)
+        if sampling == "density" and attention is not None:
+            return density_centers(importance.float(), num_regions, spread=True)
         noise = None if sampling in ("grid", "density") else self._noise_for(seen)
         return sample_with_noise(importance, noise, num_regions, sampling, self.oversample, self.beta)
 
@@ -264,7 +276,7 @@ class SoftSLIC(nn.Module):
         """Return the features of a photo's colours, without the position."""
         if self.projection is None:
             return colors
-        out = self.projection(with_position(colors, num_regions))
+        out = self.projection(as_points(colors, num_regions))
         return out[:, :-2].to(compute_dtype(out))
 
     def _scaled(self, x: Tensor) -> Tensor:

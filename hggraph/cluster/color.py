@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from hggraph._check import check_features
 from hggraph.cluster._blur import blur
 from hggraph.ops import fast
+from hggraph.ops._library import full_precision
 
 __all__ = ["COLOR_SCALE", "POSITION_SCALE", "photo_colors", "photo_features", "rgb_to_lab"]
 
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
 COLOR_SCALE = 0.26  # SSN
+_CHROMA = 2.0  # of lightness: people's borders follow hue more than light (docs/clustering.md)
 POSITION_SCALE = 2.5  # SSN at test time: 2.5 regions' spacings per unit
 _ROUNDING = 1e-3  # what resizing may leave outside [0, 1]
 
@@ -40,7 +44,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     linear = torch.where(rgb > 0.04045, _power((rgb.clamp(min=0.04045) + 0.055) / 1.055, 2.4), rgb / 12.92)
     matrix = torch.tensor(_XYZ, dtype=rgb.dtype, device=rgb.device)
     matrix = matrix / torch.tensor(_WHITE, dtype=rgb.dtype, device=rgb.device)[:, None]
-    with torch.autocast(rgb.device.type, enabled=False):
+    with full_precision(rgb):
         xyz = (matrix @ linear.flatten(2)).view_as(rgb)
     cubic = torch.where(xyz > 0.008856, _power(xyz.clamp(min=0.008856), 1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = cubic.unbind(1)
@@ -53,7 +57,7 @@ def _power(x: Tensor, exponent: float) -> Tensor:
 
 
 def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
-    """Return the colours by which a photo is clustered: 0.26 Lab, blurred before.
+    """Return the colours by which a photo is clustered: 0.26 L, 0.52 a, 0.52 b, blurred before.
 
     Args:
         image: Colours in [0, 1], shape ``(B, 3, H, W)``, or grey values, ``(B, 1, H, W)``, floating point.
@@ -74,14 +78,17 @@ def photo_colors(image: Tensor, smooth: float = 0.0) -> Tensor:
         raise ValueError(f"`image` must have 3 channels (or 1, grey), got shape {tuple(image.shape)}.")
     if image.device.type == "cpu" and not torch.compiler.is_compiling() and image.numel():
         low, high = (float(value) for value in torch.aminmax(image.detach()))
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also false for NaN
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("`image` must be finite, got NaN or infinite values. Check where it comes from.")
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
-                f"`image` must be a photo with finite values in [0, 1], got values from {low:g} to {high:g}. Divide "
+                f"`image` must be a photo with values in [0, 1], got values from {low:g} to {high:g}. Divide "
                 'bytes by 255; for other maps take feature_scale="auto".'
             )
     if len(image) and fast.takes(image):
-        return torch.stack([fast.lab(one.expand(3, -1, -1), smooth, scale=COLOR_SCALE) for one in image])
-    return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * COLOR_SCALE
+        scale = (COLOR_SCALE, COLOR_SCALE * _CHROMA, COLOR_SCALE * _CHROMA)
+        return fast.each(lambda one: fast.lab(one, smooth, scale=scale), image.expand(-1, 3, -1, -1))
+    return rgb_to_lab(blur(image, smooth).expand(-1, 3, -1, -1)) * _weights(image)
 
 
 def photo_features(image: Tensor, num_regions: int) -> Tensor:
@@ -104,11 +111,16 @@ def photo_features(image: Tensor, num_regions: int) -> Tensor:
         >>> photo_features(torch.rand(1, 3, 8, 8), 4).shape
         torch.Size([1, 5, 8, 8])
     """
-    return with_position(photo_colors(image), num_regions)
+    return as_points(photo_colors(image), num_regions)
 
 
-def with_position(colors: Tensor, num_regions: int) -> Tensor:
-    """Append (y, x) over 0.4 of the regions' spacing to a map ``(B, C, H, W)``."""
+def _weights(like: Tensor) -> Tensor:
+    return torch.tensor([1.0, _CHROMA, _CHROMA], dtype=like.dtype, device=like.device).view(3, 1, 1) * COLOR_SCALE
+
+
+def as_points(colors: Tensor, num_regions: int) -> Tensor:
+    """Return the points of `photo_features` of the colours of `photo_colors`."""
+    colors = colors * (COLOR_SCALE / _weights(colors))
     batch, _, height, width = colors.shape
     scale = POSITION_SCALE * (num_regions / (height * width)) ** 0.5
     y = torch.arange(height, dtype=colors.dtype, device=colors.device)[:, None] * scale

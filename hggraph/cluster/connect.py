@@ -36,13 +36,15 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
         tensor([[[0, 0, 1, 1, 2]]])
     """
     check_features("x", x)
-    if x.shape[0] != assignment.batch_size or tuple(x.shape[2:]) != assignment.size:
-        raise ValueError(f"`x` must have the images and the size of {assignment}, got shape {tuple(x.shape)}.")
-    before = assignment.labels
-    after = torch.empty_like(before)
+    assignment.check_map(x)
+    if len(x) == 0:
+        return assignment
+    regions, before = assignment.num_regions, assignment.labels.int()
     connect_labels = fast.connect if fast.available() and x.shape[1] == 3 else fast.plain_connect
-    for label, guide, out in zip(before, x.detach().float(), after, strict=True):
-        out.copy_(connect_labels(label.cpu(), assignment.num_regions, guide.cpu()))
+    after = fast.each(lambda *one: connect_labels(one[0], regions, one[1]), before.cpu(), x.detach().float().cpu())
+    after = after.to(before.device)
+    weight: Tensor
+    index: Tensor | None
     if assignment.is_hard:
         weight, index = assignment.weight, after.flatten(1)[:, None].to(torch.int32)
     else:
@@ -61,7 +63,8 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
 def _moved(assignment: Assignment, moved: Tensor, label: Tensor, inplace: bool) -> tuple[Tensor, Tensor | None]:
     """Return weights and index with the pixels that moved, marked ``(B, P)``, given to their new label alone."""
     weight, index = assignment.weight, assignment.index
-    weight = weight.clone() if weight.requires_grad or not inplace else weight
+    inplace = inplace and not weight.requires_grad  # what the gradient needs stays
+    weight = weight if inplace else weight.clone()
     image, pixel = moved.nonzero(as_tuple=True)
     new = label[image, pixel]
     weight[image, :, pixel] = 0

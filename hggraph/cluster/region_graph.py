@@ -78,10 +78,12 @@ def region_graph(
             "`clusterer`, `num_regions` and `attention` choose an assignment; leave them out when there is one."
         )
     else:
+        assignment.check_map(x)
         check_finite("x", x)  # clustering looks at it otherwise
     stencil = Stencil.square(3) if stencil is None else stencil
     nodes, pos, area = _nodes(assignment, x)
-    edge_index, edge_type, edge_weight = assignment.edges(stencil).to_edges()
+    adjacency = assignment.adjacency if assignment.index is None else assignment.edges
+    edge_index, edge_type, edge_weight = adjacency(stencil).to_edges()
 
     graphs, regions = [], assignment.num_regions
     # edges are sorted by target, so each image's edges are one piece
@@ -180,7 +182,7 @@ def as_map(x: Any) -> Tensor:
                 "other maps as a tensor (B, C, H, W)."
             )
         x = x[:, :, None] if x.ndim == 2 else x
-        x = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1))).float().div_(255)
+        x = torch.from_numpy(np.array(x.transpose(2, 0, 1))).float().div_(255)
     x = x.unsqueeze(0) if x.dim() == 3 else x
     check_features("x", x)
     if x.shape[0] == 0:

@@ -19,8 +19,8 @@ _CELLS = 5  # density is sampled this often per spacing of regions
 _BLUR = 0.5  # deviation of the blur of importance, in spacings
 _EXPONENT = 0.5  # of importance: regions of equal error where it is the size of a gradient
 _FLOOR = 0.3  # least density, in means: flat parts keep their regions
-_STEPS = 3  # of Lloyd's algorithm
-_ROOM = 4.0  # pixels of spacing under which a grid is left as it is
+_STEPS = 2  # of Lloyd's algorithm
+_ROOM = 4.0  # pixels of spacing under which a grid without attention is left as it is
 
 
 def sample_centers(
@@ -112,7 +112,7 @@ def grid_of(size: tuple[int, int], num_regions: int) -> tuple[int, int] | None:
         ((11, 12), None)
     """
     wanted = _num_rows(size, num_regions)
-    for rows in (wanted, wanted - 1, wanted + 1):
+    for rows in (wanted, wanted - 1, wanted + 1) if wanted >= 4 else (wanted,):  # regions stay about square
         if 1 <= rows <= size[0] and num_regions % rows == 0 and num_regions // rows <= size[1]:
             return rows, num_regions // rows
     return None
@@ -146,23 +146,29 @@ def _num_rows(size: tuple[int, int], num_regions: int) -> int:
     return max(1, -(-num_regions // size[1]), min(wanted, num_regions, size[0]))
 
 
-def density_centers(importance: Tensor, num_regions: int) -> Tensor:
-    """Return the seeds of ``"density"``, shape ``(B, R)``."""
+def density_centers(importance: Tensor, num_regions: int, *, spread: bool = False) -> Tensor:
+    """Return the seeds of ``"density"``, shape ``(B, R)``.
+
+    With `spread` the grid it begins with is bent first, so that each row of seeds, and each seed of a row, has the same
+    share of the density: for attention, which may lie far from most of a grid's seeds.
+    """
     batch, *size = importance.shape
     rows = _num_rows((size[0], size[1]), num_regions)
     seeds = grid_centers((size[0], size[1]), num_regions, rows, importance.device).expand(batch, -1)
     spacing = math.sqrt(size[0] * size[1] / num_regions)
-    if spacing < _ROOM:
+    if spacing < _ROOM and not spread:
         return seeds
     side = max(1, math.floor(spacing / _CELLS))
     density, place = _density(importance, side, _BLUR * spacing / side)
     at = torch.stack([seeds // size[1], seeds % size[1]], 2).float()
+    if spread:
+        at = _bent(at, density, (size[0], size[1]))
     here = place.flatten(1).unsqueeze(2)  # (2, cells, 1)
     cells, entries = (density.shape[1], density.shape[2]), min(num_regions, 9)
     block = block_side(cells, num_regions)
     for _ in range(_STEPS):
         index = nearest_regions(at / side, cells, block, entries)
-        index = expand_blocks(index, cells, block).mT.long()  # (B, cells, T)
+        index = expand_blocks(index, cells, block).mT.long().sort(2).values  # (B, cells, T); of equals the lower
         gap = (at[..., 0].unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index) - here[0]).square()
         gap += (at[..., 1].unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index) - here[1]).square()
         nearest = index.gather(2, gap.argmin(2, keepdim=True)).squeeze(2)
@@ -171,11 +177,30 @@ def density_centers(importance: Tensor, num_regions: int) -> Tensor:
         sums = [torch.zeros_like(total).scatter_add_(1, nearest, weight * axis.squeeze(1)) for axis in here]
         moved = torch.stack(sums, 2) / total.clamp(min=1e-12).unsqueeze(2)
         at = torch.where(total.unsqueeze(2) > 0, moved, at)
-    pixel = (at + 0.5).floor().long()
+    pixel = (at + 0.499).floor().long()  # halves, which are common, go down on every machine
     flat = pixel[..., 0].clamp(0, size[0] - 1) * size[1] + pixel[..., 1].clamp(0, size[1] - 1)
     # two that met: the grid's seeds are different
     doubled = (flat.sort(1).values.diff(dim=1) == 0).any(1, keepdim=True)
     return torch.where(doubled, seeds, flat)
+
+
+def _bent(at: Tensor, density: Tensor, size: tuple[int, int]) -> Tensor:
+    """Move seeds ``(B, R, 2)`` of a grid to where as much of the density lies before them as of the area did."""
+    across = density.sum(2).cumsum(1)  # (B, h)
+    y = _quantile(across / across[:, -1:], (at[..., 0] + 0.5) / size[0])
+    row = (y * density.shape[1]).long().clamp(max=density.shape[1] - 1)
+    along = density.cumsum(2)
+    along = (along / along[..., -1:]).gather(1, row.unsqueeze(2).expand(-1, -1, density.shape[2]))  # (B, R, w)
+    x = _quantile(along, (at[..., 1:] + 0.5) / size[1]).squeeze(2)
+    return torch.stack([y * size[0], x * size[1]], 2) - 0.5
+
+
+def _quantile(cumulative: Tensor, share: Tensor) -> Tensor:
+    """Return where, in [0, 1], sums that rise to 1 along the last dimension reach `share`, linear in between."""
+    cell = torch.searchsorted(cumulative, share.contiguous()).clamp(max=cumulative.shape[-1] - 1)
+    below = torch.where(cell > 0, cumulative.gather(-1, (cell - 1).clamp(min=0)), 0)
+    inside = (share - below) / (cumulative.gather(-1, cell) - below).clamp(min=1e-12)
+    return (cell + inside.clamp(0, 1)) / cumulative.shape[-1]
 
 
 def _density(importance: Tensor, side: int, deviation: float) -> tuple[Tensor, Tensor]:

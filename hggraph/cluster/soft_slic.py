@@ -11,7 +11,8 @@ from hggraph.cluster.sampling import check_num_regions
 from hggraph.graph import Assignment
 from hggraph.graph.assignment import MAX_PAIRS
 from hggraph.ops import fast
-from hggraph.ops._pairs import negative_distance
+from hggraph.ops._library import full_precision
+from hggraph.ops._pairs import masses, negative_distance
 from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
 __all__ = ["UPDATES", "check_update", "soft_slic"]
@@ -36,7 +37,8 @@ def soft_slic(
 
     Each pixel starts with its spatially nearest centre. Then `iterations` times: centres become weighted means of the
     pixels, and weights ``exp(-||x_p - c_r||^2)``. After the last step entries not above `threshold` are dropped and
-    each pixel's weights divided by their sum; a pixel left without any goes to its nearest region.
+    each pixel's weights divided by their sum; a pixel left without any goes to its nearest region. A region that loses
+    all its pixels goes back to its seed: that pixel is its centre, and what it pools to.
 
     Args:
         x: Map, shape ``(B, C, H, W)``, floating point, finite (checked on the CPU).
@@ -74,7 +76,7 @@ def soft_slic(
     if x.shape[1] == 3 and position > 0 and update == "softmax" and candidates is not None and len(x) and fast.takes(x):
         return _photo_slic(x, centers, iterations, threshold, candidates, position, hard)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    with torch.autocast(x.device.type, enabled=False):  # sums and distances stay in float32
+    with full_precision(x):  # sums and distances stay in float32
         candidates = None if candidates is None else min(candidates, centers.shape[1])
         pixels = _pixels(x.to(dtype), position, rows=candidates is not None)
         at_seeds = pixels.gather(2, centers[:, None].expand(-1, pixels.shape[1], -1)).transpose(1, 2)
@@ -93,6 +95,9 @@ def soft_slic(
             middles = _update(pixels, middles, index, update)
         index = listed(middles[..., -2:] / position) if position > 0 else index
         weight = ops.soft_assign(pixels, middles, index, threshold=threshold)
+        # a region that has lost all its pixels goes back to where it started
+        mass = masses(weight.detach(), index, centers.shape[1])
+        middles = torch.where(mass[..., None] > 0, middles, at_seeds)
     found = Assignment(weight, size, index=index, num_regions=centers.shape[1], seeds=centers, centers=middles)
     return found.harden() if hard else found
 
@@ -109,19 +114,19 @@ def _photo_slic(
     """Do the same in the fused loops for few channels."""
     size, regions = (x.shape[2], x.shape[3]), seeds.shape[1]
     side = block_side(size, regions)
-    centers = [
-        fast.slic(image, seed, position, candidates, side, iterations) for image, seed in zip(x, seeds, strict=True)
-    ]
-    here = list(zip(x, centers, strict=True))
+    centers = fast.each(lambda one, seed: fast.slic(one, seed, position, candidates, side, iterations), x, seeds)
     if hard:
-        labels = [fast.labels(image, center, position, candidates, side) for image, center in here]
-        out = Assignment.from_labels(torch.stack(labels), regions)
-        out.seeds, out.centers = seeds, torch.stack(centers)
+        labels = fast.each(lambda one, center: fast.labels(one, center, position, candidates, side), x, centers)
+        out = Assignment.from_labels(labels, regions)
+        out.seeds, out.centers = seeds, centers
         return out
     keep = _KEPT if x[:, 0].numel() > _LARGE else None
-    found = [fast.assign(image, center, position, candidates, side, threshold, keep=keep) for image, center in here]
-    weight, index = (torch.stack(parts) for parts in zip(*found, strict=True))
-    return Assignment(weight, size, index=index, num_regions=regions, seeds=seeds, centers=torch.stack(centers))
+    found = [
+        fast.assign(one, center, position, candidates, side, threshold, keep=keep)
+        for one, center in zip(x, centers, strict=True)
+    ]
+    weight, index = (parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*found, strict=True))
+    return Assignment(weight, size, index=index, num_regions=regions, seeds=seeds, centers=centers)
 
 
 def check_update(update: str, position: float) -> None:

@@ -66,8 +66,16 @@ class RegionTask(Task):
         return assignment
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return what the regions lose of the masks."""
-        losses: dict[str, Tensor] = self.criterion(self.net(batch["image"]), batch["mask"])
+        """Return what the regions lose of the masks, before they are connected: what that moves has no gradient."""
+        net: Any = self.net
+        connected = getattr(net, "connected", False)
+        try:
+            if connected:
+                net.connected = False
+            losses: dict[str, Tensor] = self.criterion(net(batch["image"]), batch["mask"])
+        finally:
+            if connected:
+                net.connected = True
         return losses
 
     def count(self, batch: dict[str, Any]) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from hggraph._check import check_ndim, check_range
+from hggraph.graph._bundle import Bundle
+from hggraph.ops._distance import compute_dtype
 from hggraph.ops.region_adjacency import strongest_direction, tie
 from hggraph.ops.typed_aggregate import EPSILON
 from hggraph.stencil import Stencil
@@ -14,11 +19,12 @@ __all__ = ["RegionAdjacency"]
 _DENSE_LIMIT = 1 << 30  # entries of a dense form made from edges: 4 GiB of float32
 
 
-class RegionAdjacency:
+class RegionAdjacency(Bundle):
     """How strongly regions touch in each direction of a stencil (HG-Conv Eq. 4, 7 and appendix B).
 
     ``A_k[i, j]`` is the strength with which region j lies in direction k of region i. The weights are raw; layers
-    divide each row by its degree ``max(sum_j A_k[i, j], 1e-7)`` when they use them.
+    divide each row by its degree ``max(sum_j A_k[i, j], 1e-7)`` when they use them. It can be pickled, loaded with
+    ``torch.load(weights_only=True)`` once hggraph is imported, and is a pytree of its tensors.
 
     Args:
         stencil: The K directions.
@@ -28,6 +34,10 @@ class RegionAdjacency:
         batch_size: B, needed with `edges`.
         num_regions: R, needed with `edges`.
         max_direction: Whether only the strongest direction of each pair is there.
+
+    Raises:
+        ValueError: if shapes disagree or, on the CPU, an edge has a type or a region that does not exist, or joins
+            two images.
 
     Example:
         >>> a = RegionAdjacency(Stencil([(0, 1)]), torch.tensor([[[[0.0, 2.0], [0.0, 0.0]]]]))
@@ -55,15 +65,27 @@ class RegionAdjacency:
                     f"`dense` must have shape (B, K, R, R) with K = {len(stencil)}, got {tuple(dense.shape)}."
                 )
             batch_size, num_regions = dense.shape[0], dense.shape[2]
-        self.stencil = stencil
-        self.batch_size = batch_size
-        self.num_regions = num_regions
-        self.max_direction = max_direction
-        self._dense = dense
-        self._degree = degree
-        self._edges = edges
+            if degree is not None and degree.shape != dense.shape[:3]:
+                raise ValueError(f"`degree` must have shape {tuple(dense.shape[:3])}, got {tuple(degree.shape)}.")
+        if edges is not None:
+            _check_edges(edges, batch_size, len(stencil), num_regions)
+        parts = (dense, degree) if edges is None else edges
+        self._fill([part for part in parts if part is not None], (stencil, batch_size, num_regions, max_direction))
+
+    def _fill(self, tensors: list[Any], rest: tuple[Stencil, int, int, bool]) -> RegionAdjacency:
+        """Set dense, dense and degree, or the three of edges, and what is no tensor; nothing is checked."""
+        self.stencil, self.batch_size, self.num_regions, self.max_direction = rest
+        self._edges = (tensors[0], tensors[1], tensors[2]) if len(tensors) == 3 else None
+        self._dense, self._degree = (None, None) if len(tensors) == 3 else (*tensors, None)[:2]
         self._normalized: Tensor | None = None
         self._restricted: dict[tuple[Stencil, bool], RegionAdjacency] = {}
+        return self
+
+    def _parts(self) -> tuple[list[Any], tuple[Stencil, int, int, bool]]:
+        """Return what `_fill` takes."""
+        tensors = (self._dense, self._degree) if self._edges is None else self._edges
+        rest = (self.stencil, self.batch_size, self.num_regions, self.max_direction)
+        return [tensor for tensor in tensors if tensor is not None], rest
 
     @property
     def is_dense(self) -> bool:
@@ -116,9 +138,7 @@ class RegionAdjacency:
         Computed once, unless the weights are a parameter, which may change and be differentiated again.
         """
         kept, weight = self._normalized, self._weight
-        # what was computed without a graph does not serve where one is needed
-        needed = torch.is_grad_enabled() and weight.requires_grad
-        if kept is None or (needed and not kept.requires_grad):
+        if kept is None or not self._serves(kept):
             dense = self.to_dense()
             degree = dense.sum(-1) if self._degree is None else self._degree
             kept = dense / degree.unsqueeze(-1).clamp(min=EPSILON)
@@ -161,13 +181,16 @@ class RegionAdjacency:
                 f"{len(stencil)} of them make it with max_direction=False."
             )
         weight, kept = self._weight, self._restricted.get((stencil, max_direction))
-        # what was computed without a graph does not serve where one is needed
-        needed = torch.is_grad_enabled() and weight.requires_grad
-        if kept is None or (needed and not kept._weight.requires_grad):
+        if kept is None or not self._serves(kept._weight):
             kept = self._restrict(stencil, max_direction)
             if not (weight.requires_grad and weight.is_leaf):
                 self._restricted[stencil, max_direction] = kept
         return kept
+
+    def _serves(self, kept: Tensor) -> bool:
+        """Say whether what was computed before can be differentiated where it is used now."""
+        needed = torch.is_grad_enabled() and self._weight.requires_grad
+        return (kept.requires_grad or not needed) and (torch.is_inference_mode_enabled() or not kept.is_inference())
 
     def _restrict(self, stencil: Stencil, max_direction: bool) -> RegionAdjacency:
         if self._dense is not None:
@@ -195,6 +218,30 @@ class RegionAdjacency:
         return f"RegionAdjacency({self.stencil!r}, batch_size={self.batch_size}, regions={self.num_regions}, {form})"
 
 
+torch.serialization.add_safe_globals([Stencil])  # what it is saved with
+
+
+def _check_edges(edges: Any, batch_size: int, directions: int, num_regions: int) -> None:
+    if len(edges) != 3:
+        raise ValueError(f"`edges` must be (edge_index, edge_type, edge_weight), got {len(edges)} parts.")
+    edge_index, edge_type, edge_weight = edges
+    check_ndim("edge_index", edge_index, 2, shape="(2, E)")
+    count = edge_index.shape[1]
+    for name, part, shape in (
+        ("edge_index", edge_index, (2, count)),
+        ("edge_type", edge_type, (count,)),
+        ("edge_weight", edge_weight, (count,)),
+    ):
+        if part.shape != shape:
+            raise ValueError(f"`{name}` of `edges` must have shape {shape}, got {tuple(part.shape)}.")
+    if edge_index.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    check_range("edge_type", edge_type, directions, "Were the edges made with another stencil?")
+    check_range("edge_index", edge_index, batch_size * num_regions, "Do `batch_size` and `num_regions` fit the edges?")
+    if count and bool((edge_index[0] // num_regions != edge_index[1] // num_regions).any()):
+        raise ValueError(f"`edges` must stay in an image of {num_regions} regions, got one that joins two images.")
+
+
 def retype(edge_type: Tensor, stencil: Stencil, fewer: Stencil) -> Tensor:
     """Return the types of edges by a stencil as those by another; -1 for a displacement that it lacks.
 
@@ -209,6 +256,7 @@ def retype(edge_type: Tensor, stencil: Stencil, fewer: Stencil) -> Tensor:
 def _strongest_edges(edge_index: Tensor, edge_type: Tensor, weight: Tensor, num_nodes: int) -> Tensor:
     """Mark the strongest edge of each pair of regions; of those equal up to rounding the first type."""
     pairs, pair = torch.unique(edge_index[1] * num_nodes + edge_index[0], return_inverse=True)
+    weight = weight.to(compute_dtype(weight))
     most = weight.new_zeros(len(pairs)).scatter_reduce(0, pair, weight, "amax")
     near = weight >= most[pair] * tie(weight.dtype)
     types = torch.where(near, edge_type, edge_type.new_full((), torch.iinfo(edge_type.dtype).max))

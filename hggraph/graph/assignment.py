@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree
 
 from hggraph import ops
 from hggraph._check import check_ndim, check_positive
+from hggraph.graph._bundle import Bundle
 from hggraph.graph.adjacency import RegionAdjacency
+from hggraph.ops import fast
 from hggraph.ops._pairs import check_index, densify, masses
 from hggraph.stencil import Stencil
 
 __all__ = ["MAX_PAIRS", "Assignment"]
 
 MAX_PAIRS = 1 << 30  # pixel-region pairs of a dense form: 4 GiB of float32
+_TENSORS = ("weight", "index", "seeds", "centers")
 _MATRICES = 512  # regions up to which adjacency is matrices, of static shape, whatever form S has
 
 
-class Assignment:
+class Assignment(Bundle):
     """The row-normalised matrix S of HG-Conv: a pixel's weights over regions sum to 1.
 
     A pixel has T entries, each a weight and a region; without `index` the T = R entries are all regions in order.
@@ -76,6 +77,16 @@ class Assignment:
         self.seeds = seeds
         self.centers = centers
         self.grid = grid
+
+    def _parts(self) -> tuple[list[Any], tuple[Any, ...]]:
+        held = [name for name in _TENSORS if getattr(self, name) is not None]
+        return [getattr(self, name) for name in held], (held, self.size, self.num_regions, self.grid)
+
+    def _fill(self, tensors: list[Any], rest: tuple[Any, ...]) -> Assignment:
+        held, self.size, self.num_regions, self.grid = rest
+        found = dict(zip(held, tensors, strict=True))
+        self.weight, self.index, self.seeds, self.centers = (found.get(name) for name in _TENSORS)  # type: ignore[assignment]
+        return self
 
     @classmethod
     def from_labels(cls, labels: Tensor, num_regions: int | None = None) -> Assignment:
@@ -141,12 +152,15 @@ class Assignment:
     @property
     def labels(self) -> Tensor:
         """The strongest region of each pixel, shape ``(B, H, W)``, long; of equally strong ones the first entry."""
-        if self.is_hard:
-            labels = self._all_index().long()
+        if self.index is None:
+            strongest = self.weight.argmax(1)
+        elif self.is_hard:
+            strongest = self.index.squeeze(1)
+        elif self.batch_size and fast.takes(self.weight.detach()):
+            strongest = fast.each(fast.strongest, self.weight.detach(), self.index.int())
         else:
-            entry = self.weight.argmax(1, keepdim=True)
-            labels = entry if self.index is None else self.index.gather(1, entry).long()
-        return labels.view(self.batch_size, *self.size)
+            strongest = self.index.gather(1, self.weight.argmax(1, keepdim=True)).squeeze(1)
+        return strongest.long().view(self.batch_size, *self.size)
 
     @property
     def area(self) -> Tensor:
@@ -160,19 +174,6 @@ class Assignment:
             ValueError: if it would have more than 2^30 entries and is not held so.
         """
         return self._dense().transpose(1, 2)
-
-    def to(self, *args: Any, **kwargs: Any) -> Assignment:
-        """Return the assignment on another device or, its weights and centres, in another floating-point dtype."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, dtype if x.is_floating_point() else None, non_blocking)
-
-        return self._with(move)
-
-    def detach(self) -> Assignment:
-        """Return the assignment cut from the graph of gradients."""
-        return self._with(Tensor.detach)
 
     def harden(self) -> Assignment:
         """Return the assignment of each pixel to its strongest region alone, without a gradient."""
@@ -234,7 +235,7 @@ class Assignment:
         Raises:
             ValueError: if the size differs.
         """
-        self._check_map(x)
+        self.check_map(x)
         pixels = x.flatten(2)
         pooled, mass = ops.region_pool(pixels, self.weight, self.index, self.num_regions, return_mass=True)
         return self.fill_empty(pooled, mass, pixels)
@@ -273,7 +274,7 @@ class Assignment:
         Returns:
             Shape ``(B, O, H, W)``, channels_last.
         """
-        self._check_map(x)
+        self.check_map(x)
         self._check_regions(z)
         out = ops.unpool_conv1x1(x.flatten(2), z, self.weight, weight.flatten(1), bias, self.index)
         return out.unflatten(2, self.size)
@@ -299,22 +300,21 @@ class Assignment:
         check_ndim("weight", weight, 4, shape="(O, C + D, k, k)")
         if weight.shape[2] == 1:
             return self.unpool_conv1x1(x, z, weight, bias)
-        self._check_map(x)
+        self.check_map(x)
         self._check_regions(z)
         out_channels, _, side, _ = weight.shape
         if weight.shape[1:] != (x.shape[1] + z.shape[2], side, side) or side % 2 == 0:
             expected = f"(O, {x.shape[1] + z.shape[2]}, k, k) with odd k"
             raise ValueError(f"`weight` must have shape {expected}, got {tuple(weight.shape)}.")
         on_pixels, on_regions = weight.split([x.shape[1], z.shape[2]], 1)
-        if self.num_regions > _MATRICES:
-            return F.conv2d(x, on_pixels, bias, padding=side // 2) + F.conv2d(
-                self.unpool(z), on_regions, padding=side // 2
-            )
+        from_pixels = F.conv2d(x, on_pixels, bias, padding=side // 2)
+        if self.num_regions > _MATRICES:  # S as a map of R channels would be larger than the unpooled one
+            return from_pixels + F.conv2d(self.unpool(z), on_regions, padding=side // 2)
         taps = z @ on_regions.permute(1, 0, 2, 3).flatten(1)  # (B, R, O k k)
-        taps = taps.view(*z.shape[:2], out_channels, side, side).transpose(1, 2)
-        dense = self._dense().reshape(1, -1, *self.size)  # one convolution for each image
-        shifted = F.conv2d(dense.to(taps.dtype), taps.flatten(0, 1), padding=side // 2, groups=self.batch_size)
-        return F.conv2d(x, on_pixels, bias, padding=side // 2) + shifted.view(-1, out_channels, *self.size)
+        taps = taps.view(*z.shape[:2], out_channels, side, side).transpose(1, 2).flatten(0, 1)
+        dense = self._dense().reshape(1, -1, *self.size).to(taps.dtype)  # one convolution for each image
+        shifted = F.conv2d(dense, taps, padding=side // 2, groups=self.batch_size)
+        return from_pixels + shifted.view(-1, out_channels, *self.size)
 
     def adjacency(
         self, stencil: Stencil | None = None, *, noise_cancel: bool = True, max_direction: bool = True
@@ -330,30 +330,37 @@ class Assignment:
             Matrices of static shape without an index or for at most 512 regions, edges otherwise.
         """
         stencil = Stencil.square(3) if stencil is None else stencil
-        if stencil.ndim != 2:
-            raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")
-        options = {"noise_cancel": noise_cancel, "max_direction": max_direction}
+        _check_axes(stencil)
         if self.index is None or self.num_regions <= _MATRICES or torch.compiler.is_exporting():
             dense, degree = ops.region_adjacency(
-                self._dense(), self.size, stencil.offsets, return_degree=True, **options
+                self._dense(),
+                self.size,
+                stencil.offsets,
+                return_degree=True,
+                noise_cancel=noise_cancel,
+                max_direction=max_direction,
             )
             return RegionAdjacency(stencil, dense, degree=degree, max_direction=max_direction)
-        return self.edges(stencil, **options)
+        return self.edges(stencil, noise_cancel=noise_cancel, max_direction=max_direction)
 
     def edges(
         self, stencil: Stencil | None = None, *, noise_cancel: bool = True, max_direction: bool = True
     ) -> RegionAdjacency:
         """Return the adjacency as edges, without a matrix of regions by regions; see `adjacency`."""
         stencil = Stencil.square(3) if stencil is None else stencil
-        dense = RegionAdjacency(
-            stencil,
-            ops.region_adjacency(
-                self._dense(), self.size, stencil.offsets, noise_cancel=noise_cancel, max_direction=max_direction
-            ),
+        _check_axes(stencil)
+        edges = ops.region_edges(
+            self.weight,
+            self._all_index(),
+            self.size,
+            stencil.offsets,
+            self.num_regions,
+            noise_cancel=noise_cancel,
+            max_direction=max_direction,
         )
         return RegionAdjacency(
             stencil,
-            edges=dense.to_edges(),
+            edges=edges,
             batch_size=self.batch_size,
             num_regions=self.num_regions,
             max_direction=max_direction,
@@ -375,11 +382,8 @@ class Assignment:
         every = torch.arange(self.num_regions, dtype=torch.int32, device=self.weight.device)
         return every.view(1, -1, 1).expand(self.weight.shape)
 
-    def _with(self, function: Callable[[Tensor], Tensor]) -> Assignment:
-        leaves, plan = _pytree.tree_flatten(self)
-        return _pytree.tree_unflatten([function(x) if isinstance(x, Tensor) else x for x in leaves], plan)
-
-    def _check_map(self, x: Tensor) -> None:
+    def check_map(self, x: Tensor) -> None:
+        """Raise unless `x` is a map ``(B, C, H, W)`` of these images."""
         check_ndim("x", x, 4, shape="(B, C, H, W)")
         if x.shape[0] != self.batch_size or tuple(x.shape[2:]) != self.size:
             raise ValueError(
@@ -401,16 +405,6 @@ class Assignment:
         return f"Assignment(batch_size={self.batch_size}, size={self.size}, regions={self.num_regions}, entries={form})"
 
 
-def _flatten(s: Assignment) -> tuple[list[Tensor | None], tuple[Any, ...]]:
-    return [s.weight, s.index, s.seeds, s.centers], (s.size, s.num_regions, s.grid)
-
-
-def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Assignment:
-    out = Assignment.__new__(Assignment)  # leaves may be anything while a pytree is mapped
-    out.weight, out.index, out.seeds, out.centers = leaves
-    out.size, out.num_regions, out.grid = context
-    return out
-
-
-_pytree.register_pytree_node(Assignment, _flatten, _unflatten, serialized_type_name="hggraph.Assignment")
-torch.serialization.add_safe_globals([Assignment])
+def _check_axes(stencil: Stencil) -> None:
+    if stencil.ndim != 2:
+        raise ValueError(f"`stencil` must have 2 axes for images, got {stencil!r}.")

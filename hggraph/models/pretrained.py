@@ -28,6 +28,7 @@ __all__ = ["from_pretrained", "model_card", "pretrained_config", "save_pretraine
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 FORMAT = 1
+_FIRST = {"update": "column", "position": 0.0, "smooth": 0.0, "connected": False}  # before there were these options
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
 
@@ -263,7 +264,7 @@ def _describe(name: str, value: Any) -> Any:
 def _clusterer(described: dict[str, Any]) -> SoftSLIC:
     if described.keys() != {"SoftSLIC"}:
         raise ValueError(f"the clusterer must be a SoftSLIC, got {', '.join(described) or 'nothing'}.")
-    options = dict(described["SoftSLIC"])
+    options = _FIRST | described["SoftSLIC"]
     if isinstance(options.get("projection"), dict):
         options["projection"] = nn.Conv2d(**options["projection"]["Conv2d"])
     return SoftSLIC(**options)

@@ -169,7 +169,7 @@ def on_nodes(layer: nn.Module, z: Tensor) -> Tensor:
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` converts these layers as any others.
     """
     rows: Tensor = layer(z.flatten(0, 1))
-    return rows.view(*z.shape[:2], -1)
+    return rows.view(*z.shape[:2], rows.shape[1])
 
 
 def check_block(block: Any, parts: tuple[str, ...], name: str) -> None:

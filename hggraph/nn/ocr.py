@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from hggraph._check import check_features, check_positive
 from hggraph.nn._conv import check_statistics, conv_norm_relu
 from hggraph.ops._distance import compute_dtype
+from hggraph.ops._library import full_precision
 
 __all__ = ["OCR", "ObjectAttention", "spatial_gather"]
 
@@ -142,6 +141,5 @@ def spatial_gather(pixels: Tensor, logits: Tensor) -> Tensor:
     """
     dtype = compute_dtype(pixels)
     weights = logits.flatten(2).to(dtype).softmax(2)
-    # autocast knows no "meta" device, on which operations are counted
-    with nullcontext() if pixels.is_meta else torch.autocast(pixels.device.type, enabled=False):
+    with full_precision(pixels):
         return (pixels.flatten(2).to(dtype) @ weights.mT).to(pixels.dtype)

@@ -8,6 +8,7 @@ from hggraph.ops.grouped_conv2d import grouped_conv2d as grouped_conv2d
 from hggraph.ops.local_attention import local_affinity as local_affinity
 from hggraph.ops.local_attention import local_attention as local_attention
 from hggraph.ops.region_adjacency import region_adjacency as region_adjacency
+from hggraph.ops.region_edges import region_edges as region_edges
 from hggraph.ops.region_pool import region_pool as region_pool
 from hggraph.ops.region_unpool import region_unpool as region_unpool
 from hggraph.ops.scatter import gather as gather

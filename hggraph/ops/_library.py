@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "OpenOperators",
     "autocast",
     "backend_of",
+    "full_precision",
     "interpreting",
     "kernel",
     "missing_backend",
@@ -184,6 +185,12 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which autocast lowers nothing on the device of `x`."""
+    # the meta device, on which operations are counted, knows no autocast
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def missing_backend(backend: str) -> str | None:

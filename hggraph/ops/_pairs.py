@@ -18,6 +18,7 @@ from hggraph.ops.segment import csr_pointer, gather_scale_sum, gathered_dot
 __all__ = [
     "check_index",
     "collect",
+    "collect_with_masses",
     "densify",
     "masses",
     "negative_distance",
@@ -53,7 +54,7 @@ def new_weight(x: Tensor, entries: int, pixels: int) -> Tensor:
 
 def rows(x: Tensor) -> Tensor:
     """Return a map ``(B, C, P)`` as rows ``(B P, C)``, a view for channels_last."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1])
+    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], x.shape[1])
 
 
 def densify(weight: Tensor, index: Tensor, num_regions: int) -> Tensor:
@@ -71,7 +72,16 @@ def spread(z: Tensor, weight: Tensor, index: Tensor | None) -> Tensor:
     batch, entries, pixels = weight.shape
     ptr = torch.arange(0, batch * pixels * entries + 1, max(entries, 1), device=z.device)
     out = gather_scale_sum(z.flatten(0, 1), ptr, _regions(index, z.shape[1]), _flat(weight))
-    return out.view(batch, pixels, -1).transpose(1, 2)
+    return out.view(batch, pixels, z.shape[2]).transpose(1, 2)
+
+
+def collect_with_masses(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -> tuple[Tensor, Tensor]:
+    """Return `collect` and `masses`, in one pass where there is one."""
+    if index is not None and x.shape[1] <= _FEW and len(x) and fast.takes(x, weight):
+        found = [fast.pool(*one, num_regions) for one in zip(x, weight, index.int(), strict=True)]
+        sums, mass = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return sums, mass
+    return collect(x, weight, index, num_regions), masses(weight, index, num_regions)
 
 
 def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
@@ -80,9 +90,8 @@ def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -
         weight, index = densify(weight, index, num_regions), None
     if index is None:
         return torch.bmm(weight, x.transpose(1, 2))
-    if x.shape[1] <= _FEW and fast.takes(x, weight):
-        found = [fast.pool(*one, num_regions)[0] for one in zip(x, weight, index.int(), strict=True)]
-        return torch.stack(found) if found else x.new_zeros(0, num_regions, x.shape[1])
+    if x.shape[1] <= _FEW and len(x) and fast.takes(x, weight):
+        return fast.each(lambda x, w, i: fast.pool(x, w, i, num_regions)[0], x, weight, index.int())
     if x.device.type == "cpu" and x.shape[1] <= _FEW:  # one after the other: the same sum every time
         out = x.new_zeros(*x.shape[:2], num_regions)
         for region, part in zip(index.long().unbind(1), weight.unbind(1), strict=True):
@@ -91,7 +100,7 @@ def collect(x: Tensor, weight: Tensor, index: Tensor | None, num_regions: int) -
     regions, order = torch.sort(_regions(index, num_regions), stable=True)
     ptr = csr_pointer(regions, x.shape[0] * num_regions)
     out = gather_scale_sum(rows(x), ptr, order // index.shape[1], _flat(weight)[order])
-    return out.view(x.shape[0], num_regions, -1)
+    return out.view(x.shape[0], num_regions, x.shape[1])
 
 
 def masses(weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
@@ -101,6 +110,9 @@ def masses(weight: Tensor, index: Tensor | None, num_regions: int) -> Tensor:
         return weight.sum(2)
     if torch.compiler.is_exporting():
         return densify(weight, index, num_regions).sum(2)
+    if len(weight) and fast.takes(weight):
+        none = weight.new_empty(len(weight), 0, weight.shape[2])
+        return fast.each(lambda x, w, i: fast.pool(x, w, i, num_regions)[1], none, weight, index.int())
     if weight.device.type == "cpu":  # one after the other: the same sum every time
         flat = weight.new_zeros(weight.shape[0], num_regions)
         return flat.scatter_add_(1, index.flatten(1).long(), weight.flatten(1))
@@ -152,9 +164,9 @@ def negative_distance_backward(grad: Tensor, x: Tensor, centers: Tensor, index: 
 
 def _by_difference(x: Tensor, centers: Tensor, index: Tensor) -> Tensor:
     pixels, regions = rows(x), centers.flatten(0, 1)
-    flat = _regions(index, centers.shape[1]).view(pixels.shape[0], -1)
+    flat = _regions(index, centers.shape[1]).view(pixels.shape[0], index.shape[1])
     parts = [(pixels - regions.index_select(0, entry)).square_().sum(1).neg_() for entry in flat.unbind(1)]
-    return torch.stack(parts, 1).view(x.shape[0], x.shape[2], -1).transpose(1, 2)
+    return torch.stack(parts, 1).view(x.shape[0], x.shape[2], index.shape[1]).transpose(1, 2)
 
 
 def _regions(index: Tensor, num_regions: int) -> Tensor:

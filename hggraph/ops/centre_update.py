@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hggraph.ops._distance import EXCLUDED, compute_dtype
+from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
 from hggraph.ops._pairs import (
     collect,
@@ -69,7 +70,7 @@ def _weights(x: Tensor, centers: Tensor, index: Tensor | None) -> tuple[Tensor, 
     logits = negative_distance(x, centers, index)
     if index is None:
         return logits.softmax(2), logits.new_zeros(centers.shape[:2], dtype=torch.bool)
-    largest = logits.new_full(centers.shape[:2], EXCLUDED)
+    largest = logits.new_full(centers.shape[:2], -math.inf)
     largest = largest.scatter_reduce(1, index.flatten(1).long(), logits.flatten(1), "amax")
     weight = logits.sub_(of_region(largest, index)).exp_()
     total = masses(weight, index, centers.shape[1])

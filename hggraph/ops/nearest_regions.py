@@ -46,7 +46,7 @@ def nearest_regions(positions: Tensor, size: tuple[int, int], side: int, entries
         raise ValueError(f"`entries` must be at most the {positions.shape[1]} regions, got {entries}.")
     positions = positions.detach()
     if len(positions) and fast.takes(positions):
-        return torch.stack([fast.nearest_regions(one, size, side, entries) for one in positions])
+        return fast.each(lambda one: fast.nearest_regions(one, size, side, entries), positions)
     y, x = (_middles(length, side, positions) for length in size)
     step = max(1, _PAIRS // max(1, positions.shape[1] * len(x)))
     parts = [_nearest(positions, rows, x, entries) for rows in y.split(step)]
@@ -80,10 +80,13 @@ def _nearest(positions: Tensor, y: Tensor, x: Tensor, entries: int) -> Tensor:
     dy = (y[:, None] - positions[:, None, :, 0]).square()  # (B, h, R)
     dx = (x[:, None] - positions[:, None, :, 1]).square()  # (B, w, R)
     distance = (dy[:, :, None] + dx[:, None]).float()  # (B, h, w, R)
-    if torch.compiler.is_exporting():  # other runtimes do not look at a number's bits
-        return distance.topk(entries, dim=3, largest=False).indices.to(torch.int32).permute(0, 3, 1, 2)
-    # floats that are not negative keep their order as whole numbers; with the region's number there are no ties
     regions = positions.shape[1]
-    key = distance.view(torch.int32).long() * regions + torch.arange(regions, device=x.device)
+    order = torch.arange(regions, device=x.device)
+    if torch.compiler.is_exporting():  # other runtimes do not look at a number's bits: a share far below rounding
+        share = order.double()
+        key = distance.double() * (1 + share * 2.0**-45) + share * 1e-300
+        return key.topk(entries, dim=3, largest=False).indices.to(torch.int32).permute(0, 3, 1, 2)
+    # floats that are not negative keep their order as whole numbers; with the region's number there are no ties
+    key = distance.view(torch.int32).long() * regions + order
     chosen = key.topk(entries, dim=3, largest=False).values.remainder_(regions)
     return chosen.to(torch.int32).permute(0, 3, 1, 2)

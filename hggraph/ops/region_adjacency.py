@@ -207,10 +207,11 @@ def _region_adjacency(
         raw[:, k] = torch.bmm(target, source.transpose(1, 2))
         if other is not None:
             raw[:, other] = raw[:, k].transpose(1, 2)
-    raw.diagonal(dim1=2, dim2=3).zero_()
+    own = torch.eye(regions, dtype=torch.bool, device=raw.device)
+    raw.masked_fill_(own, 0)  # not through a view of the diagonal, which export cannot trace
     out = cleaned(raw, raw.transpose(2, 3), noise_cancel, max_direction)
     if (center := _center(offsets)) is not None:
-        out[:, center] = torch.eye(regions, dtype=out.dtype, device=out.device)
+        out[:, center] = own.to(out.dtype)
     return out.to(assignment.dtype), out.sum(-1).to(assignment.dtype)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hggraph._check import check_ndim
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
-from hggraph.ops._pairs import check_index, collect, densify, masses, of_region, pair_dot, spread
+from hggraph.ops._pairs import check_index, collect_with_masses, densify, of_region, pair_dot, spread
 
 __all__ = ["check_assignment", "region_pool"]
 
@@ -106,9 +106,9 @@ def _region_pool(x: Tensor, assignment: Tensor, index: Tensor | None, num_region
     if index is None and (triton := kernel("region_pool", x, assignment)) is not None:
         return triton.region_pool(x, assignment)
     dtype = compute_dtype(x)  # the sum over a region may leave a half's range where the mean does not
-    mass = masses(assignment, index, num_regions)
-    out = collect(x.to(dtype), assignment.to(dtype), index, num_regions)
-    return out.mul_(_inverse(mass).to(dtype)).to(x.dtype), mass
+    weight = assignment.to(torch.promote_types(dtype, compute_dtype(assignment)))
+    out, mass = collect_with_masses(x.to(weight.dtype), weight, index, num_regions)
+    return out.mul_(_inverse(mass)).to(x.dtype), mass.to(compute_dtype(assignment))
 
 
 @operator(
@@ -121,8 +121,8 @@ def _region_pool_backward(
 ) -> tuple[Tensor, Tensor]:
     if index is None and (triton := kernel("region_pool", grad, x, assignment)) is not None:
         return triton.region_pool_backward(grad, grad_mass, x, assignment, out, mass)
-    dtype = mass.dtype
-    scaled = grad.to(dtype) * _inverse(mass)
+    dtype = torch.promote_types(compute_dtype(x), mass.dtype)
+    scaled = grad.to(dtype) * _inverse(mass.to(dtype))
     grad_x = spread(scaled, assignment.to(dtype), index).to(x.dtype)
     shift = grad_mass - (scaled * out.to(dtype)).sum(2)
     grad_assignment = pair_dot(scaled, x.to(dtype), index) + of_region(shift, index)

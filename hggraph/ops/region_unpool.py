@@ -62,12 +62,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 @operator(
     "region_unpool",
-    fake=lambda z, assignment, index: z.new_empty(z.shape[0], z.shape[2], assignment.shape[2]),
+    fake=lambda z, assignment, index=None: z.new_empty(z.shape[0], z.shape[2], assignment.shape[2]),
     setup_context=_setup_context,
     backward=_backward,
     flops=lambda z, assignment, *_, **__: 2 * z[0] * z[2] * assignment[1] * assignment[2],
 )
-def _region_unpool(z: Tensor, assignment: Tensor, index: Tensor | None) -> Tensor:
+def _region_unpool(z: Tensor, assignment: Tensor, index: Tensor | None = None) -> Tensor:
     if index is None and (triton := kernel("region_unpool", z, assignment)) is not None:
         return triton.region_unpool(z, assignment)
     return spread(z, assignment.to(z.dtype), index).contiguous()

@@ -93,7 +93,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     ),
 )
 def _unpool_conv1x1(
-    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None
+    x: Tensor, z: Tensor, assignment: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None = None
 ) -> Tensor:
     if index is None and (triton := kernel("unpool_conv1x1", x, z, assignment, weight)) is not None:
         return triton.unpool_conv1x1(x, z, assignment, weight, bias)

@@ -81,6 +81,24 @@ def test_tables_json_and_chart(monkeypatch, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.png"]
 
 
+def test_what_the_case_regions_reads_is_its_own(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(Roofline, "measure", lambda *_, **__: Roofline(2e10, 1e11))
+    fake(monkeypatch, "regions", lambda report: (seen.append(report.setting.regions), good(report)))
+    fake(monkeypatch, "segment", good)
+    names = ("--data", "--camvid", "--clusterer", "--curves")
+    options = ("--every", 3, *(word for name in names for word in (name, tmp_path)))
+    result = run("regions", "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    assert (seen[0].data, seen[0].camvid, seen[0].every) == (tmp_path, tmp_path, 3)
+    assert (seen[0].clusterer, seen[0].curves) == (tmp_path, tmp_path)
+    result = run("segment", "--device", "cpu", *options[:6])
+    assert result.exit_code == 2
+    assert "--data, --camvid belongs to the case regions, which is not among those named" in words(result)
+    result = run("regions", "--device", "cpu", "--data", tmp_path / "none")
+    assert result.exit_code == 2 and "does not exist" in words(result)
+
+
 def test_a_real_case(tmp_path):
     result = run("segment", "--device", "cpu", "--quick", "--json", tmp_path / "out.json")
     assert result.exit_code == 0, result.output

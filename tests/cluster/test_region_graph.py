@@ -1,8 +1,11 @@
 """Region graphs: each field against its formula, in batches, and in other people's layers."""
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric.nn as pyg
+from PIL import Image
+from scipy import ndimage
 from torch.testing import assert_close
 from torch_geometric.data import Batch
 from torch_geometric.utils import to_networkx as pyg_to_networkx
@@ -163,7 +166,7 @@ def test_gradients(candidates):
 def test_constant_and_narrow_images(size, channels):
     x = torch.full((2, channels, *size), 0.5, requires_grad=True)
     graph = region_graph(x, clusterer=SoftSLIC(8, candidates=3).eval())
-    regions = max(1, round(size[0] * size[1] / 8))
+    regions = SoftSLIC(8).regions_for(size)
     assert graph.num_nodes == 2 * regions
     assert_close(graph.x, torch.full((2 * regions, channels), 0.5))
     assert_close(graph.area.sum(), torch.tensor(2.0 * size[0] * size[1]))
@@ -198,18 +201,32 @@ IMAGE = torch.rand(1, 3, 4, 5)
     ("arguments", "error", "message"),
     [
         ({"x": torch.zeros(1, 3, 4, 5).byte()}, TypeError, r"`x` .* floating point, .* / 255"),
-        ({"x": torch.full((1, 3, 4, 5), torch.nan)}, ValueError, "`x` must be finite, got NaN"),
-        ({"x": torch.full((1, 3, 4, 5), torch.inf)}, ValueError, "`x` must be finite, got NaN"),
+        ({"x": torch.full((1, 3, 4, 5), torch.nan)}, ValueError, "must be finite, got NaN"),
+        ({"x": torch.full((1, 3, 4, 5), torch.inf)}, ValueError, "must be finite, got NaN"),
         ({"x": torch.rand(1, 3, 0, 5)}, ValueError, "`x` must have at least one channel and one"),
         ({"x": torch.rand(1, 3, 4, 0)}, ValueError, "`x` must have at least one channel and one"),
         ({"x": torch.rand(0, 3, 4, 5)}, ValueError, "`x` must have at least one image, got shape"),
-        ({"x": torch.rand(3, 4, 5)}, ValueError, r"`x` must have shape \(B, C, H, W\)"),
+        ({"x": torch.rand(4, 5)}, ValueError, r"`x` must have shape \(B, C, H, W\)"),
+        ({"x": 255 * torch.rand(1, 3, 8, 9)}, ValueError, r"values in \[0, 1\], got .* Divide bytes by 255"),
+        ({"x": np.zeros((4, 5, 3))}, ValueError, r"must be a photo of bytes, .* got float64 \(4, 5, 3\)"),
+        ({"x": np.zeros((4, 5, 2), np.uint8)}, ValueError, r"must be a photo of bytes, .* got uint8 \(4, 5, 2\)"),
+        ({"x": "photo.jpg"}, TypeError, "must be a tensor, a PIL image or a NumPy array, got str"),
+        ({"num_regions": 21}, ValueError, "4 x 5 = 20, got 21"),
+        ({"num_regions": 2, "clusterer": SoftSLIC()}, ValueError, "leave `num_regions` out"),
         ({"clusterer": SoftSLIC(num_regions=21)}, ValueError, "4 x 5 = 20, got 21"),
         ({"attention": torch.rand(1, 5, 4)}, ValueError, r"`attention` .* \(1, 4, 5\), got"),
         ({"attention": 2 + torch.rand(1, 4, 5)}, ValueError, r"`attention` must be in \[0, 1\]"),
-        ({"stencil": Stencil.square(3, ndim=3)}, ValueError, "`stencil` must have 2 axes"),
-        ({"assignment": random_assignment(1, 2, (5, 4))}, ValueError, "`x` must have 1 images of 5"),
-        ({"assignment": random_assignment(2, 2, (4, 5))}, ValueError, "`x` must have 2 images of 4"),
+        ({"stencil": Stencil.square(3, ndim=3), "num_regions": 2}, ValueError, "`stencil` must have 2 axes"),
+        (
+            {"assignment": random_assignment(1, 2, (5, 4))},
+            ValueError,
+            "`x` must have 1 images of 5",
+        ),
+        (
+            {"assignment": random_assignment(2, 2, (4, 5))},
+            ValueError,
+            "`x` must have 2 images of 4",
+        ),
         (
             {"assignment": random_assignment(1, 2, (4, 5)), "x": torch.full((1, 3, 4, 5), torch.nan)},
             ValueError,
@@ -218,15 +235,63 @@ IMAGE = torch.rand(1, 3, 4, 5)
         (
             {"assignment": random_assignment(1, 2, (4, 5)), "attention": torch.rand(1, 4, 5)},
             ValueError,
-            "leave them out when `assignment` is given",
+            "leave them out when there is one",
         ),
         (
             {"assignment": random_assignment(1, 2, (4, 5)), "clusterer": SoftSLIC()},
             ValueError,
-            "leave them out when `assignment` is given",
+            "leave them out when there is one",
         ),
     ],
 )
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         region_graph(**{"x": IMAGE, **arguments})
+
+
+def test_any_photo_in_everything_out():
+    """A PIL image, bytes of NumPy and tensors of three or four axes are one photo."""
+    bytes_ = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    x = torch.from_numpy(bytes_).permute(2, 0, 1).float() / 255
+    expected, assignment = region_graph(x[None], num_regions=9, return_assignment=True)
+    assert isinstance(assignment, Assignment) and assignment.num_regions == expected.num_nodes == 9
+    for photo in (x, bytes_, Image.fromarray(bytes_), Image.fromarray(bytes_).convert("RGBA")):
+        graph = region_graph(photo, num_regions=9)
+        assert torch.equal(graph.x, expected.x) and torch.equal(graph.edge_index, expected.edge_index)
+    grey = Image.fromarray(bytes_[..., 0])
+    assert region_graph(grey, num_regions=9).x.shape == region_graph(bytes_[..., 0], num_regions=9).x.shape == (9, 1)
+    again = region_graph(x, assignment)
+    assert torch.equal(again.edge_weight, expected.edge_weight)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("size", [(24, 30), (1, 50), (50, 1)])
+def test_all_of_a_graph_agrees(hard, size):
+    """Labels, areas, positions and edges are those of the connected assignment, in the fused loops and without."""
+    x = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4), size, mode="bilinear")
+    clusterer = SoftSLIC(num_regions=7, feature_scale="photo", hard=hard)
+    graph, assignment = region_graph(x, clusterer=clusterer, return_assignment=True)
+    dense = assignment.to_dense().double()
+    for b in range(2):
+        one = graph[b]
+        for r in range(7):
+            assert ndimage.label(assignment.labels[b] == r)[1] == 1
+        mass = dense[b].sum(0)
+        place = torch.cartesian_prod(torch.arange(size[0]), torch.arange(size[1])).double()
+        assert_close(one.area.double(), mass, rtol=1e-5, atol=1e-4)
+        assert_close(one.pos.double(), dense[b].T @ place / mass[:, None], rtol=1e-4, atol=1e-4)
+        assert_close(one.x.double(), dense[b].T @ x[b].double().flatten(1).T / mass[:, None], rtol=1e-4, atol=1e-4)
+    exact = Assignment(assignment.to_dense().mT.double(), size).adjacency().to_edges()
+    # weights of float32: an edge near the filter, or two directions near each other, may fall out otherwise
+    ours = {
+        tuple(key): w for key, w in zip(edge_keys(graph.edge_index, graph.edge_type), graph.edge_weight, strict=True)
+    }
+    theirs = {tuple(key): w for key, w in zip(edge_keys(*exact[:2]), exact[2], strict=True)}
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) >= 0.98 * max(len(ours), len(theirs))
+    for key in shared:
+        assert abs(ours[key] - theirs[key]) < 1e-3 * (1 + abs(theirs[key]))
+
+
+def edge_keys(edge_index, edge_type):
+    return torch.stack([*edge_index, edge_type], 1).tolist()

@@ -21,14 +21,14 @@ def test_is_region_graph():
     image = torch.rand(3, 18, 20)
     transform = ToRegionGraph(num_regions=8)
     assert isinstance(transform, BaseTransform)
-    clusterer = SoftSLIC(num_regions=8, candidates=6, feature_scale="photo").eval()
+    clusterer = SoftSLIC(num_regions=8, feature_scale="photo").eval()
     expected = region_graph(image[None], clusterer=clusterer)[0]
     for given in (image, image[None], Data(image=image), Data(image=image[None])):
         graph = transform(given)
         assert type(graph) is Data
         assert same(graph, expected)
     assert ToRegionGraph(downsample=36)(image).num_nodes == 10
-    assert ToRegionGraph(num_regions=5, candidates=None)(image[:1]).x.shape == (5, 1)
+    assert ToRegionGraph(num_regions=5)(image[:1]).x.shape == (5, 1)
 
 
 def test_options():

@@ -56,11 +56,12 @@ def assignments(draw):
 def literal_dense(assignment):
     """Return S by writing every weight to its place."""
     if assignment.index is None:
-        return assignment.weight
-    dense = torch.zeros(*assignment.weight.shape[:2], assignment.num_regions).double()
-    for b in range(dense.shape[0]):
-        for p in range(dense.shape[1]):
-            for weight, r in zip(assignment.weight[b, p], assignment.index[b, p], strict=True):
+        return assignment.weight.mT
+    batch, _, pixels = assignment.weight.shape
+    dense = torch.zeros(batch, pixels, assignment.num_regions).double()
+    for b in range(batch):
+        for p in range(pixels):
+            for weight, r in zip(assignment.weight[b, :, p], assignment.index[b, :, p], strict=True):
                 dense[b, p, r] += weight.detach()
     return dense
 
@@ -116,10 +117,10 @@ def test_constants_stay(assignment):
 
 def test_candidates_are_t_different_regions():
     assignment = candidate_assignment(2, 12, (9, 11), 5)
-    assert assignment.weight.shape == assignment.index.shape == (2, 99, 5)
-    assert assignment.index.dtype == torch.long
+    assert assignment.weight.shape == assignment.index.shape == (2, 5, 99)
+    assert assignment.index.dtype == torch.int32
     assert assignment.index.min() >= 0 and assignment.index.max() < 12
-    assert (assignment.index.sort(2).values.diff(dim=2) > 0).all()
+    assert (assignment.index.sort(1).values.diff(dim=1) > 0).all()
     assert dense_assignment(1, 3, (2, 2)).index is None
 
 
@@ -169,7 +170,7 @@ def test_gradients():
     size = (3, 4)
     x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
     z = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
-    weight = dense_assignment(2, 3, size).weight.transpose(1, 2).detach().requires_grad_()
+    weight = dense_assignment(2, 3, size).weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda w, x: Assignment(w, size).pool(x), (weight, x))
     assert torch.autograd.gradcheck(lambda w, z: Assignment(w, size).unpool(z), (weight, z))
 
@@ -193,15 +194,83 @@ def test_from_labels():
     pooled = assignment.pool(torch.arange(12.0).view(2, 1, 2, 3)).squeeze(2)
     assert_close(pooled, torch.tensor([[7 / 3, 0, 8 / 3], [0, 8.5, 0]]))
     assert Assignment.from_labels(labels[:0], 3).labels.shape == (0, 2, 3)
+    assert Assignment.from_labels(labels).num_regions == 3
+    assert Assignment.from_labels(labels.to(torch.uint8), 4).area.tolist() == [[3, 0, 3, 0], [0, 6, 0, 0]]
+
+
+def test_from_labels_is_one_number_a_pixel():
+    """100,000 regions of a 2-megapixel map: a dense form would have 2 * 10^11 weights."""
+    labels = torch.arange(1400 * 1500).remainder(100_000).view(1, 1400, 1500)
+    assignment = Assignment.from_labels(labels, 100_000)
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in (assignment.weight, assignment.index)}
+    assert sum(held.values()) <= 4 * labels.numel() + 4
+    assert torch.equal(assignment.labels, labels)
+    pooled = assignment.pool(labels[:, None].float())
+    assert torch.equal(pooled[0, :, 0], torch.arange(100_000).float())
+    assert torch.equal(assignment.unpool(pooled)[0, 0], labels[0].float())
+
+
+def test_labels_with_gaps_have_empty_regions():
+    assignment = Assignment.from_labels(torch.tensor([[[0, 4, 4]]]), 6)
+    assert assignment.area.tolist() == [[1, 0, 0, 0, 2, 0]]
+    assert assignment.pool(torch.tensor([[[[1.0, 2.0, 4.0]]]])).flatten().tolist() == [1, 0, 0, 0, 3, 0]
+    assert assignment.adjacency().to_edges()[0].shape[1] == 6 + 2
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_cells_are_a_stride(side):
+    """Means of regular cells are average pooling; the pixels at their seeds are the map with that stride."""
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64)
+    cells = Assignment.cells((7, 9), side, batch_size=2)
+    assert cells.grid == (-(-7 // side), -(-9 // side))
+    pooled = cells.pool(x).mT.unflatten(2, cells.grid)
+    expected = F.avg_pool2d(x, side, ceil_mode=True, count_include_pad=False)
+    assert_close(pooled, expected, **EXACT)
+    at_seeds = x.flatten(2).gather(2, cells.seeds[:, None].expand(-1, 3, -1)).unflatten(2, cells.grid)
+    assert torch.equal(at_seeds, x[:, :, ::side, ::side])
+
+
+def test_compose():
+    """Regions of regions are the product of the matrices, on every form of both."""
+    for fine_index, coarse_index in ((False, False), (True, False), (False, True), (True, True)):
+        fine = candidate_assignment(2, 6, (4, 5), 3 if fine_index else None)
+        coarse = candidate_assignment(2, 4, (2, 3), 2 if coarse_index else None)
+        both = fine.compose(coarse)
+        assert both.size == (4, 5) and both.num_regions == 4
+        assert_close(both.to_dense(), fine.to_dense() @ coarse.to_dense(), **EXACT)
+        x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+        assert_close(both.unpool(both.pool(x)), fine.unpool(coarse.unpool(both.pool(x)).flatten(2).mT), **EXACT)
+    assert torch.equal(both.seeds, fine.seeds.gather(1, coarse.seeds))
+    with pytest.raises(ValueError, match="`coarser` must have 2 images of 6 pixels, one for each region"):
+        fine.compose(candidate_assignment(2, 4, (4, 5), None))
+    halves = Assignment.cells((4, 8), 2).compose(Assignment.cells((2, 4), 2))
+    assert torch.equal(halves.labels, Assignment.cells((4, 8), 4).labels) and halves.grid == (1, 2)
+
+
+@pytest.mark.parametrize("candidates", [None, 3])
+def test_moves_saves_and_maps(tmp_path, candidates):
+    """To another dtype, without a gradient, from a file that runs no code, as a pytree."""
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assignment = candidate_assignment(2, 4, (4, 5), candidates, x)
+    assert assignment.weight.requires_grad and not assignment.detach().weight.requires_grad
+    single = assignment.to(torch.float32)
+    assert single.weight.dtype == single.centers.dtype == torch.float32
+    assert single.seeds.dtype == torch.long and single.num_regions == 4 and single.size == (4, 5)
+    assert assignment.to("meta").weight.device.type == "meta"
+    torch.save(assignment.detach(), tmp_path / "s.pt")
+    loaded = torch.load(tmp_path / "s.pt", weights_only=True)
+    assert torch.equal(loaded.to_dense(), assignment.to_dense()) and torch.equal(loaded.seeds, assignment.seeds)
+    first = torch.utils._pytree.tree_map(lambda leaf: leaf[:1], assignment)
+    assert first.batch_size == 1 and torch.equal(first.to_dense(), assignment.to_dense()[:1])
 
 
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        (torch.full((1, 2, 2), 3), ValueError, r"`labels` must be in \[0, 3\), got .* 3 to 3"),
-        (torch.full((1, 2, 2), -1), ValueError, r"`labels` must be in \[0, 3\)"),
+        (torch.full((1, 2, 2), 3), ValueError, r"`labels` must be in \[0, num_regions\) = \[0, 3\), got .* 3 to 3"),
+        (torch.full((1, 2, 2), -1), ValueError, r"must be in \[0, num_regions\) .* -1 to -1"),
         (torch.zeros(2, 2).long(), ValueError, r"`labels` must have shape \(B, H, W\)"),
-        (torch.zeros(1, 2, 2), TypeError, "`labels` must hold integers, got torch.float32"),
+        (torch.zeros(1, 2, 2), TypeError, "`labels` must be integers, got torch.float32"),
     ],
 )
 def test_bad_labels(labels, error, message):
@@ -229,10 +298,23 @@ def test_sizes_must_fit(candidates):
         assignment.unpool_conv1x1(x, z, torch.rand(1, 4).double())
 
 
+def test_what_an_index_must_be():
+    weight, index = torch.rand(1, 2, 6), torch.zeros(1, 2, 6).long()
+    for change, message in [
+        ({"num_regions": None}, "`num_regions` must be given with `index`"),
+        ({"index": index + 3}, r"`index` must be in \[0, 3\)"),
+        ({"index": index - 1}, r"`index` must be in \[0, 3\)"),
+        ({"index": index[..., :5]}, "`index` must have the shape of the weights"),
+        ({"index": None}, "Without `index`, `weight` must have R = 3 rows, got 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Assignment(weight, (2, 3), **{"index": index, "num_regions": 3} | change)
+
+
 def test_weight_must_fit_size():
     with pytest.raises(ValueError, match=r"`weight` must have 2 x 3 pixels, got shape \(1, 2, 5\)"):
         Assignment(torch.rand(1, 2, 5), (2, 3))
-    with pytest.raises(ValueError, match=r"`weight` must have shape \(B, R, P\)"):
+    with pytest.raises(ValueError, match=r"`weight` must have shape \(B, T, P\)"):
         Assignment(torch.rand(2, 6), (2, 3))
 
 
@@ -245,15 +327,15 @@ def test_too_many_pairs():
 
 def test_too_large_to_be_dense(monkeypatch):
     monkeypatch.setattr("hggraph.graph.assignment.MAX_PAIRS", 100)
-    with pytest.raises(ValueError, match=r"of shape \(1, 36, 3\) is too large; use `index` and"):
+    with pytest.raises(ValueError, match=r"of shape \(1, 3, 36\) is too large; use `index` and"):
         candidate_assignment(1, 3, (6, 6), 2).to_dense()
     assert candidate_assignment(1, 3, (5, 6), 2).to_dense().shape == (1, 30, 3)
 
 
 def test_repr():
-    assert repr(dense_assignment(2, 3, (4, 5))) == ("Assignment(batch_size=2, size=(4, 5), regions=3, dense)")
+    assert repr(dense_assignment(2, 3, (4, 5))) == ("Assignment(batch_size=2, size=(4, 5), regions=3, entries=all)")
     assert repr(candidate_assignment(1, 6, (4, 5), 2)) == (
-        "Assignment(batch_size=1, size=(4, 5), regions=6, candidates=2)"
+        "Assignment(batch_size=1, size=(4, 5), regions=6, entries=2)"
     )
 
 

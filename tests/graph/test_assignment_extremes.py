@@ -8,54 +8,46 @@ from hggraph import Assignment
 from hggraph.cluster import soft_slic
 
 
-def with_empty_region(dtype=torch.float64):
-    """Return an assignment of 2 x 3 pixels whose last of three regions is empty, and its parts."""
-    features = torch.randn(1, 2, 2, 3, dtype=dtype)
-    centers = torch.randn(1, 3, 2, dtype=dtype, requires_grad=True)
+def with_empty_region(index=False):
+    """Return an assignment of 2 x 3 pixels whose last of three regions is empty, its weights, and a map."""
+    features = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([[[1.0, 0.5, 0, 0, 0.25, 1], [0, 0.5, 1, 1, 0.75, 0], [0] * 6]])
-    weight = weight.to(dtype).requires_grad_()
-    assignment = Assignment(weight, (2, 3), features=features, centers=centers)
-    return assignment, weight, features, centers
+    weight = (weight[:, :2] if index else weight).double().requires_grad_()
+    regions = torch.arange(2).view(1, 2, 1).expand(1, 2, 6) if index else None
+    seeds = torch.tensor([[0, 2, 4]])
+    return Assignment(weight, (2, 3), index=regions, num_regions=3, seeds=seeds), weight, features
 
 
-def test_empty_region_pools_to_its_last_centre():
-    assignment, weight, features, centers = with_empty_region()
+@pytest.mark.parametrize("index", [False, True])
+def test_empty_region_pools_to_its_seed(index):
+    """In whatever map, and at no cost but a gather of R pixels."""
+    assignment, weight, features = with_empty_region(index)
     pooled = assignment.pool(features)
-    assert torch.equal(pooled[:, 2], centers[:, 2])
+    assert torch.equal(pooled[0, 2], features[0, :, 1, 1])
     mass = weight[:, :2].sum(2, keepdim=True)
     means = weight[:, :2] @ features.flatten(2).transpose(1, 2) / mass
     assert_close(pooled[:, :2], means, rtol=0, atol=1e-12)
+    (grad,) = torch.autograd.grad(pooled[0, 2].sum(), features)
+    assert grad[0, :, 1, 1].tolist() == [1, 1] and grad.sum() == 2
 
 
-def test_empty_region_in_another_map():
-    """There it is the mean under the centre's soft membership, which the formula gives literally."""
-    assignment, _, features, centers = with_empty_region()
-    other = torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
-    pooled = assignment.pool(other)
-    closeness = [-(features[0, :, p // 3, p % 3] - centers[0, 2]).square().sum() for p in range(6)]
-    membership = torch.stack(closeness).softmax(0)
-    expected = other.flatten(2)[0] @ membership
-    assert_close(pooled[0, 2], expected, rtol=0, atol=1e-12)
-    cotangent = torch.randn_like(expected)
-    grads = torch.autograd.grad(pooled[0, 2], (other, centers), cotangent, retain_graph=True)
-    assert_close(grads, torch.autograd.grad(expected, (other, centers), cotangent), rtol=1e-10, atol=1e-12)
-
-
-def test_empty_region_without_centres_pools_to_zero():
-    _, weight, features, _ = with_empty_region()
-    pooled = Assignment(weight, (2, 3)).pool(features)
+@pytest.mark.parametrize("index", [False, True])
+def test_empty_region_without_seeds_pools_to_zero(index):
+    assignment, weight, features = with_empty_region(index)
+    pooled = Assignment(weight, (2, 3), index=assignment.index, num_regions=3).pool(features)
     assert not pooled[:, 2].any()
     pooled.sum().backward()
     assert torch.isfinite(weight.grad).all()
 
 
-def test_empty_region_in_gradients():
+@pytest.mark.parametrize("index", [False, True])
+def test_empty_region_in_gradients(index):
     """Nothing vanishes and nothing becomes NaN on the way back."""
-    assignment, weight, features, centers = with_empty_region()
+    assignment, weight, features = with_empty_region(index)
     pooled = assignment.pool(features)
-    grad_weight, grad_centers = torch.autograd.grad(pooled, (weight, centers), torch.randn_like(pooled))
-    assert torch.isfinite(grad_weight).all() and not grad_weight[:, 2].any()
-    assert grad_centers[:, 2].all() and not grad_centers[:, :2].any()
+    grad_weight, grad_map = torch.autograd.grad(pooled, (weight, features), torch.randn_like(pooled))
+    assert torch.isfinite(grad_weight).all() and torch.isfinite(grad_map).all()
+    assert index or not grad_weight[:, 2].any()
     adjacency = assignment.adjacency().to_dense()
     assert not adjacency[0, :4, 2].any() and not adjacency[0, :, :2, 2].any()
     assert adjacency[0, 4, 2].tolist() == [0, 0, 1]  # no neighbour but itself
@@ -70,13 +62,12 @@ def test_region_that_clustering_empties(candidates):
     assert assignment.labels.tolist() == [[[0] * 5 + [2] * 4]]
     assert assignment.area.tolist() == [[5, 0, 4]]
     pooled = assignment.pool(x)
-    assert pooled.flatten().tolist() == [0, 50, 100]
-    # the last centre of the emptied region is the mean of the pixels 3 to 6 that began there
+    assert pooled.flatten().tolist() == [0, 0, 100]  # the emptied region is back at its seed, the pixel 4
+    assert torch.equal(pooled, assignment.centers)
     (grad,) = torch.autograd.grad(pooled[0, 1, 0], x, retain_graph=True)
-    assert grad.flatten().tolist() == [0, 0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0]
+    assert grad.flatten().tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
     other = assignment.pool(torch.arange(9.0).double().view(1, 1, 1, 9))
-    assert torch.isfinite(other).all()
-    assert 0 <= other[0, 1, 0] <= 8
+    assert other.flatten().tolist() == [2, 4, 6.5]
     (grad,) = torch.autograd.grad(pooled.sum() + other.sum(), x)
     assert torch.isfinite(grad).all()
     index, types, strengths = assignment.adjacency().to_edges()

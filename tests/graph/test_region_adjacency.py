@@ -1,8 +1,13 @@
-"""What a RegionAdjacency keeps and refuses, its normalised form and its gradients."""
+"""What a RegionAdjacency keeps and refuses, its normalised form and its gradients, how it travels."""
+
+import copy
+import io
+import pickle
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils import _pytree as pytree
 
 from hggraph import Assignment, DenseHGConv, RegionAdjacency, Stencil
 from hggraph.cluster import soft_slic
@@ -59,6 +64,104 @@ def test_normalized_without_a_graph_serves_no_training():
     assert torch.equal(after, before)
     (grad,) = torch.autograd.grad(after, weight, torch.randn_like(after))
     assert grad.any()
+
+
+def both_forms(dtype=torch.float32):
+    """The same weights with degrees, without, and as edges."""
+    stencil, dense = Stencil.square(3), torch.rand(2, 9, 4, 4, dtype=dtype)
+    edges = RegionAdjacency(stencil, dense).to_edges()
+    return {
+        "degree": RegionAdjacency(stencil, dense, degree=dense.sum(-1)),
+        "dense": RegionAdjacency(stencil, dense, max_direction=True),
+        "edges": RegionAdjacency(stencil, edges=edges, batch_size=2, num_regions=4),
+    }
+
+
+FORMS = pytest.mark.parametrize("form", ["degree", "dense", "edges"])
+
+
+@pytest.mark.parametrize("form", ["dense", "edges"])
+def test_kept_under_inference_mode(form):
+    """An evaluation between two steps leaves nothing that the next cannot differentiate."""
+    adjacency, fewer = both_forms()[form], Stencil.square((1, 3))
+    layer, x = DenseHGConv(2, 4, Stencil.square(3)), torch.rand(2, 4, 2)
+    small = DenseHGConv(2, 4, fewer)
+    restricted = form == "edges"  # the other has the strongest direction alone
+    with torch.inference_mode():
+        before = adjacency.normalized()
+        assert adjacency.normalized() is before
+        if restricted:
+            adjacency.restrict(fewer).normalized()
+    layer(x, adjacency).sum().backward()
+    assert layer.weight.grad.any()
+    after = adjacency.normalized()
+    assert torch.equal(after, before)
+    with torch.inference_mode():
+        assert adjacency.normalized() is after
+    if restricted:
+        small(x, adjacency.restrict(fewer)).sum().backward()
+        assert small.weight.grad.any()
+
+
+def check_same(actual, expected):
+    assert type(actual) is RegionAdjacency
+    assert repr(actual) == repr(expected)
+    assert (actual.stencil, actual.max_direction) == (expected.stencil, expected.max_direction)
+    for ours, theirs in zip(actual.to_edges(), expected.to_edges(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(actual.normalized(), expected.normalized())
+
+
+@FORMS
+def test_files(form):
+    """Pickled, copied, and loaded as data alone; what was computed is left behind."""
+    adjacency = both_forms()[form]
+    adjacency.normalized()
+    file = io.BytesIO()
+    torch.save({"adjacency": adjacency}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)["adjacency"]
+    for same in (loaded, pickle.loads(pickle.dumps(adjacency)), copy.deepcopy(adjacency), copy.copy(adjacency)):
+        assert same._normalized is None
+        check_same(same, adjacency)
+
+
+@FORMS
+def test_pytree(form):
+    adjacency = both_forms()[form]
+    leaves, spec = pytree.tree_flatten(adjacency)
+    assert len(leaves) == {"degree": 2, "dense": 1, "edges": 3}[form]
+    check_same(pytree.tree_unflatten(leaves, spec), adjacency)
+    doubled = pytree.tree_map(lambda x: 2 * x if x.is_floating_point() else x, {"a": adjacency})["a"]
+    assert torch.equal(doubled.to_dense(), 2 * adjacency.to_dense())
+    assert_close(doubled.normalized(), adjacency.normalized())
+    pytree.tree_map(str, adjacency)  # leaves may be anything
+
+
+@FORMS
+def test_to(form):
+    adjacency = both_forms()[form]
+    assert adjacency.to("cpu") is adjacency
+    assert adjacency.to(torch.float32) is adjacency
+    double = adjacency.to(torch.float64)
+    assert double.normalized().dtype == torch.float64
+    check_same(double.to(torch.rand(1)), adjacency)
+    edges = double.to_edges()
+    assert [x.dtype for x in edges] == [torch.int64, torch.int64, torch.float64]
+    meta = adjacency.to("meta", dtype=torch.float16)
+    assert {x.device.type for x in pytree.tree_leaves(meta)} == {"meta"}
+    assert meta._weight.dtype == torch.float16
+
+
+@FORMS
+def test_detach(form):
+    adjacency = both_forms()[form]
+    weight = adjacency._weight.requires_grad_()
+    apart = adjacency.detach()
+    assert not apart.normalized().requires_grad
+    assert apart._weight.data_ptr() == weight.data_ptr()
+    assert adjacency.normalized().requires_grad
+    check_same(apart, adjacency)
 
 
 @pytest.mark.parametrize("form", ["dense", "edges"])
@@ -147,3 +250,44 @@ def test_errors(monkeypatch):
     adjacency = RegionAdjacency(stencil, edges=edges, batch_size=1, num_regions=4)
     with pytest.raises(ValueError, match=r"of shape \(1, 9, 4, 4\) are too large; use `to_edges"):
         adjacency.to_dense()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edge_index": torch.tensor([[0, 8], [1, 2]])}, r"`edge_index` must be in \[0, 8\), got values from 0 to 8"),
+        ({"edge_index": torch.tensor([[0, 1], [-1, 2]])}, r"`edge_index` must be in \[0, 8\)"),
+        ({"edge_index": torch.tensor([[0, 1], [1, 4]])}, "joins two images"),
+        ({"edge_index": torch.zeros(2, dtype=torch.long)}, "`edge_index` must have shape"),
+        ({"edge_index": torch.zeros(3, 2, dtype=torch.long)}, r"`edge_index` of `edges` must have shape \(2, 2\)"),
+        ({"edge_type": torch.tensor([0, 9])}, r"`edge_type` must be in \[0, 9\), got values from 0 to 9\. Were the"),
+        ({"edge_type": torch.tensor([-1, 0])}, r"`edge_type` must be in \[0, 9\)"),
+        ({"edge_type": torch.tensor([0])}, r"`edge_type` of `edges` must have shape \(2,\), got \(1,\)"),
+        ({"edge_weight": torch.ones(2, 1)}, "`edge_weight` of `edges` must have shape"),
+        ({"batch_size": 0}, r"`edge_index` must be in \[0, 0\).*Do `batch_size` and `num_regions`"),
+    ],
+)
+def test_wrong_edges(change, message):
+    arguments = {"edge_index": torch.tensor([[0, 7], [1, 6]]), "edge_type": torch.tensor([0, 8])}
+    arguments |= {"edge_weight": torch.ones(2), "batch_size": 2, "num_regions": 4}
+    *edges, batch_size, num_regions = (arguments | change).values()
+    with pytest.raises(ValueError, match=message):
+        RegionAdjacency(Stencil.square(3), edges=tuple(edges), batch_size=batch_size, num_regions=num_regions)
+
+
+def test_wrong_parts():
+    with pytest.raises(ValueError, match=r"`degree` must have shape \(1, 1, 3\), got \(1, 3\)"):
+        RegionAdjacency(Stencil([(0, 1)]), torch.rand(1, 1, 3, 3), degree=torch.rand(1, 3))
+    with pytest.raises(ValueError, match=r"edge_weight\), got 2 parts"):
+        RegionAdjacency(Stencil([(0, 1)]), edges=(torch.zeros(2, 1), torch.zeros(1)), batch_size=1, num_regions=1)
+
+
+def test_half_restricted():
+    """The strongest of fewer directions, in half precision too."""
+    dense = torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)
+    dense[0, :, 0, 1] = torch.tensor([1.0, 3.0, 2.0])
+    stencil, fewer = Stencil([(0, 1), (1, 0), (1, 1)]), Stencil([(0, 1), (1, 1)])
+    whole = RegionAdjacency(stencil, dense)
+    edges = RegionAdjacency(stencil, edges=whole.to_edges(), batch_size=1, num_regions=2)
+    for adjacency in (whole, edges):
+        assert adjacency.restrict(fewer).to_dense()[0, :, 0, 1].tolist() == [0, 2]

@@ -170,19 +170,20 @@ def network_calls(dtype: torch.dtype, precision: str = "highest") -> list[Call]:
         )
 
     calls = [
-        Call(f"soft_assign {name}", lambda: soft_assign.soft_assign(x, centers, None, 1e-3)),
-        Call(f"soft_assign backward {name}", lambda: soft_assign.soft_assign_backward(s, x, centers, None, s)),
-        Call(f"centre_update {name}", lambda: centre_update.centre_update(x, centers, None, None)),
+        Call(f"soft_assign {name}", lambda: soft_assign.soft_assign(x, centers, 1e-3, s)),
+        Call(f"soft_assign backward {name}", lambda: soft_assign.soft_assign_backward(s, x, centers, s)),
+        Call(f"centre_update {name}", lambda: centre_update.centre_update(x, centers)),
         Call(
             f"centre_update backward {name}",
-            lambda: centre_update.centre_update_backward(centers, s[..., 0], x, centers, None, None, centers, s[..., 0]),
+            lambda: centre_update.centre_update_backward(centers, x, centers, centers, s[..., 0]),
         ),
         Call(f"region_adjacency {name}", lambda: region_adjacency.region_adjacency(
             s.to(dtype), [side, side], square, True, True, 1e-7, 0.999)),
         Call(f"region_adjacency backward {name}", lambda: region_adjacency.region_adjacency_backward(
             meta(batch, 9, regions, regions), s.to(dtype), meta(batch, 9, regions, regions), [side, side], square, True)),
         Call(f"region_pool {name}", lambda: region_pool.region_pool(x, s)),
-        Call(f"region_pool backward {name}", lambda: region_pool.region_pool_backward(z[..., :1024], x, s, z[..., :1024])),
+        Call(f"region_pool backward {name}", lambda: region_pool.region_pool_backward(
+            z[..., :1024], s[..., 0], x, s, z[..., :1024], s[..., 0])),
         Call(f"region_unpool {name}", lambda: region_unpool.region_unpool(z, s)),
         Call(f"region_unpool backward {name}", lambda: region_unpool.region_unpool_backward(z.new_empty(batch, 2048, pixels), z, s)),
         Call(f"unpool_conv1x1 {name}", lambda: unpool_conv1x1.unpool_conv1x1(x, z, s, weight, weight[:, 0])),
@@ -204,25 +205,22 @@ def network_calls(dtype: torch.dtype, precision: str = "highest") -> list[Call]:
 
 
 def graph_calls() -> list[Call]:
-    """Photos with candidates, region graphs, and the largest heads and windows."""
+    """Few channels, many regions, and the largest heads and windows."""
     from hggraph.kernels import centre_update, local_attention, region_adjacency, segment, soft_assign
 
     x, centers = meta(8, 5, 4096), meta(8, 60, 5)
     heads = [meta(1, 1024, 30, 30) for _ in range(3)]
-    wide = [value for offset in itertools.product(range(-4, 5), repeat=2) for value in offset]
+    wide, wider = ([v for offset in itertools.product(range(-r, r + 1), repeat=2) for v in offset] for r in (4, 6))
     calls = [
-        Call(f"soft_assign candidates={t}", lambda t=t: soft_assign.soft_assign(x, centers, index(8, t, 4096), 1e-3))
-        for t in (2, 6, 9, 16, 32, 256)
-    ]
-    calls += [
-        Call("soft_assign backward candidates", lambda: soft_assign.soft_assign_backward(
-            meta(8, 6, 4096), x, centers, index(8, 6, 4096), meta(8, 6, 4096))),
-        Call("soft_assign many regions", lambda: soft_assign.soft_assign(meta(2, 64, 4096), meta(2, 500, 64), None, 1e-3)),
-        Call("centre_update candidates", lambda: centre_update.centre_update(x, centers, index(8, 6, 4096), None)),
-        Call("centre_update backward candidates", lambda: centre_update.centre_update_backward(
-            meta(8, 60, 7), meta(8, 60), x, centers, index(8, 6, 4096), meta(8, 7, 4096), meta(8, 60, 7), meta(8, 60))),
+        Call("soft_assign many regions", lambda: soft_assign.soft_assign(
+            meta(2, 64, 4096), meta(2, 500, 64), 1e-3, meta(2, 500, 4096))),
+        Call("centre_update few channels", lambda: centre_update.centre_update(x, centers)),
+        Call("centre_update few channels backward", lambda: centre_update.centre_update_backward(
+            meta(8, 60, 5), x, centers, meta(8, 60, 5), meta(8, 60))),
         Call("region_adjacency 9 x 9", lambda: region_adjacency.region_adjacency(
             meta(2, 500, 1024), [32, 32], wide, True, True, 1e-7, 0.999)),
+        Call("region_adjacency 13 x 13", lambda: region_adjacency.region_adjacency(
+            meta(2, 500, 1024), [32, 32], wider, True, True, 1e-7, 0.999)),
         Call("segment_reduce long", lambda: segment.segment_reduce(meta(100_000, 64), index(11), None, None, "mean")),
         Call("segment_reduce narrow", lambda: segment.segment_reduce(meta(100_000, 3), index(30_001), None, None, "max")),
         Call("segment_softmax", lambda: segment.segment_softmax(meta(100_000, 8), index(10_001))),

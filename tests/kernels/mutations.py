@@ -32,7 +32,7 @@ EQUIVALENT = {
     "_local_gather_kernel: o_p < pixels": "the pointer has an entry more than there are pixels",
     "_cleaned: value >= FILTER": "a strength that is exactly 1e-7",
     "_region_adjacency_clean_kernel: value >= tl.max(value, 0)[None] * TIE": "one that is exactly the share that ties",
-    "_region_adjacency_clean_kernel: other >= most[None] * TIE": "one that is exactly the share that ties",
+    "_strongest: value >= most[None] * TIE": "one that is exactly the share that ties",
     "_typed_aggregate_fwd_kernel: longest > 0": "skips a direction without edges, which adds 0",
 }
 

@@ -24,15 +24,17 @@ def last(*shape):  # an image's rows of pixels, as channels_last lays them out
 # of a million entries some lie on the edge, where rounding decides.
 LARGE = [
     Case("soft_assign", "large", lambda: (last(2, 256, 8100) / 16, rand(2, 127, 256) / 16, None, 0.0)),
-    Case("soft_assign", "large, candidates", lambda: (rand(2, 5, 8100), rand(2, 127, 5), some(2, 9, 127, 8100), 0.0)),
-    Case("centre_update", "large", lambda: (last(2, 256, 8100) / 16, rand(2, 127, 256) / 16, None, None)),
+    Case("soft_assign", "large, index", lambda: (rand(2, 5, 8100), rand(2, 127, 5), some(2, 9, 127, 8100), 0.0)),
+    Case("centre_update", "large", lambda: (last(2, 256, 8100) / 16, rand(2, 127, 256) / 16, None)),
     Case("region_adjacency", "large", lambda: (weights(2, 127, 8100), [90, 90], SQUARE, False, False)),
-    Case("region_pool", "large", lambda: (last(2, 256, 8100), weights(2, 127, 8100))),
-    Case("region_unpool", "large", lambda: (rand(2, 127, 256), weights(2, 127, 8100))),
+    Case("region_pool", "large", lambda: (last(2, 256, 8100), weights(2, 127, 8100), None, 127)),
+    Case("region_pool", "large, index", lambda: (last(2, 256, 8100), weights(2, 9, 8100), some(2, 9, 127, 8100), 127)),
+    Case("region_unpool", "large", lambda: (rand(2, 127, 256), weights(2, 127, 8100), None)),
+    Case("region_unpool", "large, index", lambda: (rand(2, 127, 256), weights(2, 9, 8100), some(2, 9, 127, 8100))),
     Case(
         "unpool_conv1x1",
         "large",
-        lambda: (last(2, 256, 8100), rand(2, 127, 64), weights(2, 127, 8100), rand(512, 320) / 18, rand(512)),
+        lambda: (last(2, 256, 8100), rand(2, 127, 64), weights(2, 127, 8100), rand(512, 320) / 18, rand(512), None),
     ),
     Case(
         "typed_aggregate_dense", "large", lambda: (rand(2, 127, 256), rand(9, 256, 128), rand(2, 9, 127, 127) / 127, 1)

@@ -35,7 +35,7 @@ def test_dense_network_is_timm_with_a_head():
 def test_one_region_per_pixel_is_the_dense_network():
 
     class EachPixel(SoftSLIC):
-        def regions_for(self, size):
+        def regions_for(self, size, attention=None):
             return size[0] * size[1]
 
     net = hg_hrnet(SMALL, num_classes=3, clusterer=EachPixel(1, feature_scale=1e6)).double().eval()
@@ -77,7 +77,11 @@ def test_default_clusterers_train():
     net = hg_hrnet(SMALL, num_classes=3)
     branches = list(net.last_module.branches)
     assert all(isinstance(branch, HGStage) for branch in branches)
-    assert [branch.clusterer.candidates for branch in branches] == [16, 16, None, None]
+    assert [branch.clusterer.iterations for branch in branches] == [1, 1, 1, 1]
+    regions = [
+        branch.clusterer.regions_for((side, side)) for branch, side in zip(branches, (64, 32, 16, 8), strict=True)
+    ]
+    assert regions == [64, 16, 4, 1]
     out = net(torch.randn(2, 3, 256, 256))
     sum(y.square().mean() for y in out.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())

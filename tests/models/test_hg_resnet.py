@@ -112,8 +112,9 @@ def test_output_stride(stride):
     assert found.assignment.size == (128 // on_stage_3, 96 // on_stage_3)
 
 
-def test_attention_moves_the_centres():
-    net = hg_resnet(18, num_classes=2, clusterer=SoftSLIC(8)).eval()
+@pytest.mark.parametrize(("form", "factor"), [(SoftSLIC.paper, 2), (SoftSLIC, 1.5)])  # density is of the root
+def test_attention_moves_the_centres(form, factor):
+    net = hg_resnet(18, num_classes=2, clusterer=form(8)).eval()
     x, attention = torch.randn(2, 3, 128, 128), torch.zeros(2, 128, 128)
     attention[:, 64:, 64:] = 1
 
@@ -123,9 +124,12 @@ def test_attention_moves_the_centres():
 
     plain = net(x, return_regions=True)["regions"][0]
     steered = net(x, attention, return_regions=True)["regions"][0]
-    assert share(steered) > 2 * share(plain)
+    assert share(steered) > factor * share(plain)
     assert plain.name == "hg" and plain.graph.num_graphs == 2
-    assert plain.graph.num_nodes == 2 * plain.assignment.num_regions == 64
+    assert plain.assignment.grid == (None if form is SoftSLIC.paper else (6, 5)) and steered.assignment.grid is None
+    regions = 32 if plain.assignment.grid is None else 30  # of 256 / 8 what fills a grid
+    assert plain.graph.num_nodes == 2 * plain.assignment.num_regions == 2 * regions
+    assert steered.assignment.num_regions == 32
 
 
 def test_batch_is_its_images():

@@ -1,6 +1,7 @@
 """Published networks: come back the same, say what was measured, and never run what is in the files."""
 
 import hashlib
+import inspect
 import json
 import pickle
 import shutil
@@ -49,13 +50,23 @@ def sign(folder: Path) -> None:
     edit(folder, files={"model.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
 
 
+OPTIONS = inspect.signature(SoftSLIC).parameters.keys() - {"projection"}
+
+
+def clusterers(net) -> list[SoftSLIC]:
+    return [part for part in net.modules() if isinstance(part, SoftSLIC)]
+
+
 PROJECTED = SoftSLIC(num_regions=6, projection=nn.Conv2d(128, 8, 1, bias=False), feature_scale=2.0, candidates=3)
+NEW = {"update": "column", "position": 1.5, "threshold": 0.01, "connected": True, "hard": True, "sampling": "density"}
 
 
 @pytest.mark.parametrize(
     ("maker", "arguments"),
     [
         (hg_resnet, {"depth": 18, "hg_stages": (3, 4), "num_classes": 3, "clusterer": PROJECTED, "pretrained": False}),
+        (hg_resnet, {"depth": 18, "clusterer": SoftSLIC.paper(16, num_regions=6)}),
+        (hg_resnet, {"depth": 18, "clusterer": SoftSLIC(4, **NEW)}),
         (hg_orientation, SMALL | {"clusterer": None, "hg": False, "attention": None}),
     ],
 )
@@ -67,7 +78,9 @@ def test_comes_back(maker, arguments, tmp_path):
     back = from_pretrained(tmp_path / "net")
     assert torch.equal(torch.get_rng_state(), before)
     assert not back.training and type(back) is type(net)
-    assert repr(back) == repr(net.eval())  # the options of the clusterer too
+    assert repr(back) == repr(net.eval())
+    for ours, theirs in zip(clusterers(net), clusterers(back), strict=True):
+        assert {name: getattr(ours, name) for name in OPTIONS} == {name: getattr(theirs, name) for name in OPTIONS}
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in net.state_dict().items())
 
 
@@ -85,6 +98,21 @@ def test_every_maker_is_called_as_described(maker, arguments, tmp_path):
         net = maker(**arguments)
     with pytest.raises(ValueError, match="`classes` must be 2 names, got 1"):  # what is looked at after the shapes
         save_pretrained(net, tmp_path, model=maker.__name__, arguments=arguments, classes=["one"])
+
+
+def test_clusterer_of_an_older_file(folder):
+    """Without the options that came later: it clusters as it did when the file was written."""
+    config = json.loads((folder / "config.json").read_text())
+    options = config["arguments"]["clusterer"]["SoftSLIC"]
+    for name in ("update", "position", "smooth", "connected", "hard"):
+        del options[name]
+    options |= {"sampling": "topk_random", "candidates": None}
+    edit(folder, arguments=config["arguments"])
+    first = SoftSLIC.paper(4, feature_scale="auto")
+    (found,) = (
+        part for part in clusterers(from_pretrained(folder)) if part.downsample == 4
+    )  # others are given regions
+    assert {name: getattr(found, name) for name in OPTIONS} == {name: getattr(first, name) for name in OPTIONS}
 
 
 def test_predicts_the_same(saved):

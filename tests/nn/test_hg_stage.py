@@ -84,7 +84,7 @@ def test_batch_is_its_images():
 
 
 def test_given_assignment_and_attention():
-    stage = small_stage().eval()
+    stage = small_stage(SoftSLIC.paper(num_regions=5, feature_scale="auto")).eval()  # Eq. 11 as the paper has it
     x = torch.randn(1, 6, 12, 12)
     attention = torch.zeros(1, 12, 12)
     attention[:, 8:, 8:] = 1
@@ -94,6 +94,12 @@ def test_given_assignment_and_attention():
     assert (seeds.amin(0) >= 8).sum() >= 3
     with pytest.raises(ValueError, match=r"`attention` must be in \[0, 1\]"):
         stage(x, 2 * attention)
+    for sampling in (None, "density"):  # a grid gives way to attention
+        stage.clusterer = SoftSLIC(num_regions=5, sampling=sampling)
+        focused = stage.cluster(x, attention)
+        assert focused.grid is None
+        assert torch.equal(stage(x, attention), stage(x, assignment=focused))
+        assert not torch.equal(stage(x, attention), stage(x))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (16, 16)])
@@ -142,24 +148,55 @@ def test_compiles_for_any_size():
 
 
 def test_operations_are_counted():
-    stage = small_stage(SoftSLIC(num_regions=5, iterations=3)).eval()
+    stage = small_stage(SoftSLIC.paper(num_regions=5)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         stage(torch.randn(1, 6, 12, 12))
     counts = {str(op).removeprefix("hggraph."): n for op, n in counter.get_flop_counts()["Global"].items()}
-    pairs = 2 * 144 * 5 * 6
-    assert counts["soft_assign"] == counts["region_pool"] == pairs and counts["centre_update"] == 2 * 2 * pairs
+    pairs, nearest = 2 * 144 * 5 * 6, 2 * 144 * 6
+    assert counts["soft_assign"] == pairs and counts["centre_update"] == 2 * 2 * pairs
+    assert counts["region_pool"] == pairs + nearest  # the first centres are means of the nearest pixels
     assert counts["region_adjacency"] == 4 * 2 * 144 * 5 * 5 and counts["region_unpool"] == 2 * 144 * 5 * 8
 
 
-def test_candidates():
-    stage = small_stage(SoftSLIC(num_regions=5, candidates=5, feature_scale="none"), channels=6).double().eval()
+def test_operations_with_candidates_are_counted():
+    """Three of five regions for each pixel, in the six channels and the two of the position."""
+    stage = small_stage(SoftSLIC(num_regions=5, candidates=3)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        stage(torch.randn(1, 6, 12, 12))
+    counts = {str(op).removeprefix("hggraph."): n for op, n in counter.get_flop_counts()["Global"].items()}
+    pairs, nearest = 2 * 144 * 3 * 8, 2 * 144 * 8
+    assert counts["soft_assign"] == 3 * pairs and "centre_update" not in counts
+    assert counts["region_pool"] == nearest + 2 * pairs + 2 * 144 * 3 * 6  # first centres, two steps, the stage
+    assert counts["region_adjacency"] == 4 * 2 * 144 * 5 * 5 and counts["region_unpool"] == 2 * 144 * 3 * 8
+
+
+@pytest.mark.parametrize("update", ["softmax", "column"])
+def test_all_regions_as_candidates_are_all_regions(update):
+    """As entries with an index and as matrices: the same S, the same gradients.
+
+    Without positions: with them a pixel between two seeds starts with the one nearer to its block.
+    """
+    stage = small_stage(SoftSLIC(num_regions=5, candidates=5, update=update, position=0.0)).double().eval()
     x = torch.randn(2, 6, 9, 8, dtype=torch.float64, requires_grad=True)
     local = stage(x)
+    assert stage.cluster(x).index is not None
     stage.clusterer.candidates = None
     everything = stage(x)
+    assert stage.cluster(x).index is None
     torch.testing.assert_close(local, everything, **close)
     (ours,), (theirs,) = torch.autograd.grad(local.sum(), x), torch.autograd.grad(everything.sum(), x)
-    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)  # sums over tiles, in another order
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)  # sums in another order
+
+
+@pytest.mark.parametrize("candidates", ["auto", None])
+def test_empty_batch(candidates):
+    """No images in, none out, and gradients of 0."""
+    stage = small_stage(SoftSLIC(num_regions=5, candidates=candidates), fuse=nn.Conv2d(14, 7, 1)).eval()
+    x = torch.randn(0, 6, 9, 8, requires_grad=True)
+    out = stage(x)
+    assert out.shape == (0, 7, 9, 8)
+    out.sum().backward()
+    assert x.grad.shape == x.shape and not any(p.grad.any() for p in stage.parameters() if p.grad is not None)
 
 
 def test_errors():

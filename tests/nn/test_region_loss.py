@@ -117,7 +117,7 @@ def test_trains_through_the_clustering():
     image = torch.rand(1, 3, 16, 16) * 2
     image[:, 1] += target
     clusterer = SoftSLIC(num_regions=8, feature_scale="none", projection=torch.nn.Conv2d(3, 3, 1, groups=3)).eval()
-    torch.nn.init.ones_(clusterer.projection.weight)
+    torch.nn.init.constant_(clusterer.projection.weight, 0.1)
     optimizer = torch.optim.Adam(clusterer.parameters(), 0.3)
     values = []
     for _ in range(12):

@@ -125,7 +125,7 @@ def test_backward_keeps_the_backend(monkeypatch):
     monkeypatch.setattr(_library, "missing_backend", lambda backend: None)
     x = torch.rand(1, 2, 3, requires_grad=True)
     with use_backend("triton"):
-        out = torch.ops.hggraph.region_pool(x, torch.ones(1, 1, 3))
+        out = torch.ops.hggraph.region_pool(x, torch.ones(1, 1, 3), None, 1)
     thread = threading.Thread(target=lambda: out.sum().backward())
     thread.start()
     thread.join()

@@ -91,13 +91,13 @@ SAMPLES = {
         (rand(2, 6, 2).mT, rand(2, 6, 3).mT, rand(2, 4, 3).half(), some(2), rand(2, 2, 6)),
     ],
     "centre_update": lambda: [
-        (leaf(2, 3, 6), leaf(2, 4, 3), None, None),
-        (last(2, 3, 6), last(2, 4, 3), some(2), last(2, 5, 6)),
-        (leaf(2, 3, 6, dtype=torch.bfloat16), leaf(2, 4, 3), None, leaf(2, 5, 6)),
+        (leaf(2, 3, 6), leaf(2, 4, 3), None),
+        (last(2, 3, 6), last(2, 4, 3), some(2)),
+        (leaf(2, 3, 6, dtype=torch.bfloat16), leaf(2, 4, 3), None),
     ],
     "centre_update_backward": lambda: [
-        (*updated(3), rand(2, 3, 6), rand(2, 4, 3), None, None, *updated(3)),
-        (*updated(5), *halves(), some(3), rand(2, 6, 5).mT, *updated(5)),
+        (rand(2, 4, 3), rand(2, 3, 6), rand(2, 4, 3), None, rand(2, 4, 3), rand(2, 4)),
+        (rand(2, 3, 4).mT, *halves(), some(3), rand(2, 4, 3), rand(2, 4)),
     ],
     "local_attention": lambda: [
         (leaf(2, 3, 4, 5), leaf(2, 3, 4, 5), leaf(2, 2, 4, 5), None, SQUARE, 0.5, "zero"),
@@ -121,22 +121,24 @@ SAMPLES = {
         (rand(2, 4, 4, 4).mT, rand(2, 12, 4).mT, rand(2, 4, 4, 4), [3, 4], HALF_PLANE, False),
     ],
     "region_pool": lambda: [
-        (leaf(2, 3, 6), leaf(2, 4, 6)),
-        (last(2, 3, 6), last(2, 4, 6)),
-        (leaf(2, 3, 6, dtype=torch.bfloat16), leaf(2, 4, 6)),
+        (leaf(2, 3, 6), leaf(2, 4, 6), None, 4),
+        (last(2, 3, 6), last(2, 4, 6), None, 4),
+        (leaf(2, 3, 6, dtype=torch.bfloat16), leaf(2, 4, 6), None, 4),
+        (last(2, 3, 6), leaf(2, 2, 6), some(2), 4),
     ],
     "region_pool_backward": lambda: [
-        (rand(2, 4, 3), rand(2, 3, 6), rand(2, 4, 6), rand(2, 4, 3)),
-        (rand(2, 3, 4).mT, rand(2, 6, 3).mT, rand(2, 6, 4).mT, rand(2, 4, 3)),
+        (rand(2, 4, 3), rand(2, 4), rand(2, 3, 6), rand(2, 4, 6), None, rand(2, 4, 3), rand(2, 4)),
+        (rand(2, 3, 4).mT, rand(2, 4), rand(2, 6, 3).mT, rand(2, 6, 2).mT, some(2), rand(2, 4, 3), rand(2, 4)),
     ],
     "region_unpool": lambda: [
-        (leaf(2, 4, 3), leaf(2, 4, 6)),
-        (last(2, 4, 3), last(2, 4, 6)),
-        (leaf(2, 4, 3, dtype=torch.bfloat16), leaf(2, 4, 6)),
+        (leaf(2, 4, 3), leaf(2, 4, 6), None),
+        (last(2, 4, 3), last(2, 4, 6), None),
+        (leaf(2, 4, 3, dtype=torch.bfloat16), leaf(2, 4, 6), None),
+        (last(2, 4, 3), last(2, 2, 6), some(2)),
     ],
     "region_unpool_backward": lambda: [
-        (rand(2, 3, 6), rand(2, 4, 3), rand(2, 4, 6)),
-        (rand(2, 6, 3).mT, rand(2, 3, 4).mT, rand(2, 6, 4).mT),
+        (rand(2, 3, 6), rand(2, 4, 3), rand(2, 4, 6), None),
+        (rand(2, 6, 3).mT, rand(2, 3, 4).mT, rand(2, 6, 2).mT, some(2)),
     ],
     "typed_aggregate": lambda: [
         (leaf(4, 2), leaf(2, 2, 4), leaf(6), PTR, ROWS, 1),
@@ -156,14 +158,15 @@ SAMPLES = {
         (rand(2, 6, 5).mT, rand(2, 4, 4).mT, rand(3, 2, 6), rand(2, 3, 4, 5).mT, 2),
     ],
     "unpool_conv1x1": lambda: [
-        (leaf(2, 3, 6), leaf(2, 4, 2), leaf(2, 4, 6), leaf(5, 5), leaf(5)),
-        (last(2, 3, 6), last(2, 4, 2), last(2, 4, 6), last(5, 5), None),
-        (leaf(2, 3, 6)[:, :, ::2], leaf(2, 4, 2), leaf(2, 4, 3), leaf(5, 5), None),
-        (last(2, 3, 1), leaf(2, 4, 2), leaf(2, 4, 1), leaf(5, 5), None),
+        (leaf(2, 3, 6), leaf(2, 4, 2), leaf(2, 4, 6), leaf(5, 5), leaf(5), None),
+        (last(2, 3, 6), last(2, 4, 2), last(2, 4, 6), last(5, 5), None, None),
+        (leaf(2, 3, 6)[:, :, ::2], leaf(2, 4, 2), leaf(2, 4, 3), leaf(5, 5), None, None),
+        (last(2, 3, 1), leaf(2, 4, 2), leaf(2, 4, 1), leaf(5, 5), None, None),
+        (last(2, 3, 6), leaf(2, 4, 2), leaf(2, 2, 6), leaf(5, 5), leaf(5), some(2)),
     ],
     "unpool_conv1x1_backward": lambda: [
-        (rand(2, 5, 6), rand(2, 3, 6), rand(2, 4, 2), rand(2, 4, 6), rand(5, 5)),
-        (rand(2, 6, 5).mT, rand(2, 6, 3).mT, rand(2, 2, 4).mT, rand(2, 6, 4).mT, rand(5, 5).mT),
+        (rand(2, 5, 6), rand(2, 3, 6), rand(2, 4, 2), rand(2, 4, 6), rand(5, 5), None),
+        (rand(2, 6, 5).mT, rand(2, 6, 3).mT, rand(2, 2, 4).mT, rand(2, 6, 2).mT, rand(5, 5).mT, some(2)),
     ],
 }
 FORWARD = [name for name in SAMPLES if not name.endswith("_backward")]
@@ -224,8 +227,8 @@ FLOPS = {
     "edge_dot": (lambda: (leaf(3, 4), leaf(2, 4), TARGETS, SOURCES), 2 * 5 * 4),
     "soft_assign": (lambda: (leaf(2, 3, 6), leaf(2, 4, 3), None, 0.1), 2 * (2 * 6 * 4) * 3),
     "centre_update": (
-        lambda: (leaf(2, 3, 6), leaf(2, 4, 3), None, leaf(2, 5, 6)),
-        2 * (2 * 6 * 4) * (3 + 5),
+        lambda: (leaf(2, 3, 6), leaf(2, 4, 3), None),
+        2 * (2 * 6 * 4) * (3 + 3),
     ),
     # 9 taps for each of 20 pixels, outside the image too
     "local_attention": (
@@ -236,8 +239,8 @@ FLOPS = {
         lambda: (leaf(2, 4, 12), [3, 4], SQUARE, True, True),
         4 * 2 * 2 * (4 * 4) * 12,
     ),
-    "region_pool": (lambda: (leaf(2, 3, 6), leaf(2, 4, 6)), 2 * 2 * 3 * 6 * 4),
-    "region_unpool": (lambda: (leaf(2, 4, 3), leaf(2, 4, 6)), 2 * 2 * 4 * 3 * 6),
+    "region_pool": (lambda: (leaf(2, 3, 6), leaf(2, 4, 6), None, 4), 2 * 2 * 3 * 6 * 4),
+    "region_unpool": (lambda: (leaf(2, 4, 3), leaf(2, 4, 6), None), 2 * 2 * 4 * 3 * 6),
     # 6 edges of 4 channels, then 2 targets and 2 directions with matrices of 4 / 2 by 6
     "typed_aggregate": (
         lambda: (leaf(4, 4), leaf(2, 2, 6), leaf(6), PTR, ROWS, 2),
@@ -249,7 +252,7 @@ FLOPS = {
     ),
     # X Wa and S (Z Wb) over 6 pixels, Z Wb over 4 regions
     "unpool_conv1x1": (
-        lambda: (leaf(2, 3, 6), leaf(2, 4, 7), leaf(2, 4, 6), leaf(5, 10), None),
+        lambda: (leaf(2, 3, 6), leaf(2, 4, 7), leaf(2, 4, 6), leaf(5, 10), None, None),
         2 * 2 * (6 * 3 * 5 + 6 * 4 * 5 + 4 * 7 * 5),
     ),
 }
@@ -266,10 +269,18 @@ def test_flops(name):
 
 
 def test_flops_variants():
-    """Without `values` features are averaged; directions without an opposite have a product."""
-    with FlopCounterMode(display=False) as counter:
-        ops.centre_update(torch.rand(2, 3, 6), torch.rand(2, 4, 3))
-    assert counter.get_total_flops() == 2 * (2 * 6 * 4) * (3 + 3)
+    """With an index only its entries count; directions without an opposite have a product."""
+    x, centers, index = torch.rand(2, 3, 6), torch.rand(2, 4, 3), torch.zeros(2, 1, 6).long()
+    weight = torch.ones(2, 1, 6)
+    for call, entry in [
+        (lambda: ops.soft_assign(x, centers, index), 3),
+        (lambda: ops.centre_update(x, centers, index), 3 + 3),
+        (lambda: ops.region_pool(x, weight, index, 4), 3),
+        (lambda: ops.region_unpool(centers, weight, index), 3),
+    ]:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == 2 * (2 * 6 * 1) * entry
     with FlopCounterMode(display=False) as counter:
         ops.region_adjacency(torch.rand(2, 4, 12), (3, 4), [(0, 0), (0, 1), (1, -1), (-1, 1)])
     assert counter.get_total_flops() == 2 * 2 * 2 * (4 * 4) * 12
@@ -284,7 +295,7 @@ BACKWARD_FLOPS = {
     "edge_dot": 2 * 2 * 5 * 4,
     "soft_assign": 2 * 2 * (2 * 6 * 4) * 3,  # for pixels and for centres
     # distances again and their two gradients; weights' and values' gradients
-    "centre_update": 2 * (2 * 6 * 4) * (3 * 3 + 2 * 5),
+    "centre_update": 2 * (2 * 6 * 4) * (3 * 3 + 2 * 3),
     # logits again, gradients of queries and keys; those of weights and values
     "local_attention": 2 * (2 * 20 * 9) * (3 * 3 + 2 * 7),
     "region_adjacency": 2 * (4 * 2 * 2 * (4 * 4) * 12),

@@ -54,11 +54,11 @@ def test_loop(seed, batch, channels, regions, pixels):
     assignment[:, 0] = 0  # a region without pixels
     pooled = region_pool(x, assignment)
     torch.testing.assert_close(pooled, pool_loop(x, assignment), **close)
-    torch.testing.assert_close(region_pool_reference(x, assignment), pooled, **close)
+    torch.testing.assert_close(region_pool_reference(x, assignment, None, regions), pooled, **close)
     assert not pooled[:, 0].any()
     unpooled = region_unpool(z, assignment)
     torch.testing.assert_close(unpooled, unpool_loop(z, assignment), **close)
-    torch.testing.assert_close(region_unpool_reference(z, assignment), unpooled, **close)
+    torch.testing.assert_close(region_unpool_reference(z, assignment, None), unpooled, **close)
 
 
 @settings(max_examples=20)
@@ -99,9 +99,75 @@ def test_layouts(agree_everywhere, pool):
     assignment = torch.rand(2, 4, 6, dtype=torch.float64)
     if pool:
         assignment[1, 2] = 0
-        agree_everywhere(region_pool, region_pool_reference, double(2, 3, 6), assignment)
+        agree_everywhere(region_pool, region_pool_reference, double(2, 3, 6), assignment, None, 4)
     else:
-        agree_everywhere(region_unpool, region_unpool_reference, double(2, 4, 3), assignment)
+        agree_everywhere(region_unpool, region_unpool_reference, double(2, 4, 3), assignment, None)
+
+
+def entries(batch, some, regions, pixels):
+    """Return weights and regions of `some` entries a pixel, the last region never, others twice in a pixel."""
+    index = torch.randint(max(1, regions - 1), (batch, some, pixels))
+    return torch.rand(batch, some, pixels, dtype=torch.float64), index
+
+
+@settings(max_examples=40)
+@given(
+    *[st.integers(0, 2**32 - 1), st.integers(0, 3), st.integers(0, 4), st.integers(1, 4)],
+    *[st.integers(1, 5), st.integers(0, 6)],
+)
+@example(0, 2, 3, 3, 5, 6)  # nothing small
+@example(0, 2, 40, 3, 5, 6)  # more channels than are added one by one
+def test_index(agree, seed, batch, channels, some, regions, pixels):
+    """With an index it is the same on the weights as matrices, and masses too."""
+    torch.manual_seed(seed)
+    weight, index = entries(batch, some, regions, pixels)
+    dense = torch.zeros(batch, regions, pixels, dtype=torch.float64)
+    for t in range(some):
+        for b in range(batch):
+            for p in range(pixels):
+                dense[b, index[b, t, p], p] += weight[b, t, p]
+    x, z = double(batch, channels, pixels), double(batch, regions, channels)
+    pooled, mass = region_pool(x, weight, index.int(), regions, return_mass=True)
+    torch.testing.assert_close(pooled, pool_loop(x, dense), **close)
+    torch.testing.assert_close(mass, dense.sum(2), **close)
+    torch.testing.assert_close(region_unpool(z, weight, index), unpool_loop(z, dense), **close)
+    agree(region_pool, region_pool_reference, x, weight, index, regions)
+    agree(region_unpool, region_unpool_reference, z, weight, index)
+
+
+@both
+def test_index_layouts(agree_everywhere, pool):
+    weight, index = entries(2, 3, 4, 6)
+    if pool:
+        agree_everywhere(region_pool, region_pool_reference, double(2, 3, 6), weight, index, 4)
+    else:
+        agree_everywhere(region_unpool, region_unpool_reference, double(2, 4, 3), weight, index)
+
+
+@pytest.mark.parametrize("some", [None, 2])
+def test_gradcheck_of_masses(some):
+    weight, index = entries(2, 2, 3, 4)
+    weight = weight if some else torch.rand(2, 3, 4, dtype=torch.float64)
+    leaves = double(2, 2, 4).requires_grad_(), weight.add_(0.1).requires_grad_()
+
+    def pooled(x, weight):
+        return region_pool(x, weight, index if some else None, 3, return_mass=True)
+
+    assert torch.autograd.gradcheck(pooled, leaves)
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_index_of_float32(channels):
+    """Against float64 on a large map, whatever runs it; twice the same bits."""
+    weight, index = entries(2, 5, 70, 900)
+    x = double(2, channels, 900)
+    expected, mass = region_pool(x, weight, index, 70, return_mass=True)
+    for _ in range(2):
+        actual, area = region_pool(x.float(), weight.float(), index.int(), 70, return_mass=True)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)  # sums of 60 float32
+        torch.testing.assert_close(area.double(), mass, rtol=1e-5, atol=1e-5)
+    again = region_pool(x.float(), weight.float(), index.int(), 70)
+    assert torch.equal(actual, again)
 
 
 @both
@@ -192,3 +258,21 @@ def test_little(batch, channels, pixels, pool):
 def test_errors(function, features, assignment, message):
     with pytest.raises(ValueError, match=message):
         function(torch.zeros(features), torch.zeros(assignment))
+
+
+@pytest.mark.parametrize(
+    ("index", "num_regions", "message"),
+    [
+        (torch.zeros(2, 3, 5).long(), None, "`num_regions` must be given"),
+        (torch.zeros(2, 2, 5).long(), 4, r"shape of the weights, \(2, 3, 5\)"),
+        (torch.full((2, 3, 5), 4), 4, r"`index` must be in \[0, 4\)"),
+        (torch.full((2, 3, 5), -1).int(), 4, r"`index` must be in \[0, 4\)"),
+    ],
+)
+def test_index_errors(index, num_regions, message):
+    x, weight = torch.zeros(2, 1, 5), torch.ones(2, 3, 5)
+    with pytest.raises(ValueError, match=message):
+        region_pool(x, weight, index, num_regions)
+    if num_regions is not None:
+        with pytest.raises(ValueError, match=message):
+            region_unpool(torch.zeros(2, num_regions, 1), weight, index)

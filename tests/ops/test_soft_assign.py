@@ -20,21 +20,21 @@ def double(*shape):
 
 def chosen(batch, regions, some, pixels):
     """Return for each pixel `some` different centres in random order, every second of a buffer."""
-    candidates = torch.rand(batch, regions, pixels).argsort(1)[:, :some]
-    buffer = torch.full((*candidates.shape[:2], 2 * pixels), regions)  # out of range between
-    buffer[..., ::2] = candidates
+    index = torch.rand(batch, regions, pixels).argsort(1)[:, :some]
+    buffer = torch.full((*index.shape[:2], 2 * pixels), regions)  # out of range between
+    buffer[..., ::2] = index
     return buffer[..., ::2]
 
 
-def loop(x, centers, candidates, threshold):
+def loop(x, centers, index, threshold):
     """Assign pixel by pixel, in plain Python."""
     everyone = torch.arange(centers.shape[1])[None, :, None].expand(len(x), -1, x.shape[2])
-    candidates = everyone if candidates is None else candidates
-    out = torch.zeros(candidates.shape, dtype=torch.float64)
+    index = everyone if index is None else index
+    out = torch.zeros(index.shape, dtype=torch.float64)
     for b in range(x.shape[0]):
         for p in range(x.shape[2]):
             distances = []
-            for r in candidates[b, :, p].tolist():
+            for r in index[b, :, p].tolist():
                 pairs = zip(x[b, :, p].tolist(), centers[b, r].tolist(), strict=True)
                 distances.append(sum((value - center) ** 2 for value, center in pairs))
             weights = [math.exp(-d) if math.exp(-d) > threshold else 0.0 for d in distances]
@@ -53,10 +53,10 @@ def loop(x, centers, candidates, threshold):
 def test_loop(seed, batch, channels, regions, pixels, threshold, some, scale):
     torch.manual_seed(seed)
     x, centers = scale * double(batch, channels, pixels), scale * double(batch, regions, channels)
-    candidates = chosen(batch, regions, min(some, regions), pixels) if some else None
-    out = soft_assign(x, centers, candidates, threshold=threshold)
-    torch.testing.assert_close(out, loop(x, centers, candidates, threshold), **close)
-    reference = soft_assign_reference(x, centers, candidates, threshold)
+    index = chosen(batch, regions, min(some, regions), pixels) if some else None
+    out = soft_assign(x, centers, index, threshold=threshold)
+    torch.testing.assert_close(out, loop(x, centers, index, threshold), **close)
+    reference = soft_assign_reference(x, centers, index, threshold)
     torch.testing.assert_close(reference, out, **close)
     torch.testing.assert_close(out.sum(1), torch.ones(batch, pixels, dtype=torch.float64), **close)
 
@@ -84,19 +84,19 @@ def test_many_channels(agree, channels_last):
 @pytest.mark.parametrize("some", [None, 1, 3])
 def test_layouts(agree_everywhere, threshold, some):
     x, centers = double(2, 3, 6), double(2, 4, 3)
-    candidates = None if some is None else chosen(2, 4, some, 6)
+    index = None if some is None else chosen(2, 4, some, 6)
     operator = torch.ops.hggraph.soft_assign
-    agree_everywhere(operator, soft_assign_reference, x, centers, candidates, threshold)
+    agree_everywhere(operator, soft_assign_reference, x, centers, index, threshold)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2])
 @pytest.mark.parametrize("some", [None, 2])
 def test_gradcheck(threshold, some):
     x, centers = double(2, 2, 4).requires_grad_(), double(2, 3, 2).requires_grad_()
-    candidates = None if some is None else chosen(2, 3, some, 4)
+    index = None if some is None else chosen(2, 3, some, 4)
 
     def assign(x, centers):
-        return soft_assign(x, centers, candidates, threshold=threshold)
+        return soft_assign(x, centers, index, threshold=threshold)
 
     assert torch.autograd.gradcheck(assign, (x, centers))
 
@@ -171,11 +171,12 @@ def test_half(near_float32, dtype, autocast):
     torch.testing.assert_close(out, soft_assign(x, centers))
 
 
-def test_all_candidates():
-    """All centres as candidates, in any order, are none; the nearest alone has weight 1."""
+def test_all_in_the_index():
+    """All centres in the index, in any order, are as without one; the nearest alone has weight 1."""
     x, centers = double(2, 3, 6), double(2, 4, 3)
-    candidates, full = chosen(2, 4, 4, 6), soft_assign(x, centers)
-    torch.testing.assert_close(soft_assign(x, centers, candidates), full.gather(1, candidates))
+    index, full = chosen(2, 4, 4, 6), soft_assign(x, centers)
+    torch.testing.assert_close(soft_assign(x, centers, index), full.gather(1, index))
+    assert torch.equal(soft_assign(x, centers, index.int()), soft_assign(x, centers, index))
     nearest = soft_assign(x, centers, full.argmax(1, keepdim=True))
     assert torch.equal(nearest, torch.ones(2, 1, 6, dtype=torch.float64))
 
@@ -210,11 +211,11 @@ def test_little(batch, channels, pixels):
         ({"centers": torch.zeros(1, 2, 4)}, "with B = 1, C = 3, R >= 1"),
         ({"centers": torch.zeros(2, 2, 3)}, "with B = 1, C = 3, R >= 1"),
         ({"centers": torch.zeros(1, 0, 3)}, "R >= 1"),
-        ({"candidates": torch.zeros(1, 2).long()}, "`candidates` must have shape"),
-        ({"candidates": torch.zeros(1, 2, 4).long()}, r"`candidates` must be .* P = 5"),
-        ({"candidates": torch.zeros(1, 0, 5).long()}, "T >= 1"),
-        ({"candidates": torch.zeros(2, 2, 5).long()}, "with B = 1"),
-        ({"candidates": torch.zeros(1, 2, 5)}, "`candidates` must be long"),
+        ({"index": torch.zeros(1, 2).long()}, "`index` must have shape"),
+        ({"index": torch.zeros(1, 2, 4).long()}, r"`index` must have .* P = 5"),
+        ({"index": torch.zeros(1, 0, 5).long()}, "T >= 1"),
+        ({"index": torch.zeros(2, 2, 5).long()}, "with B = 1"),
+        ({"index": torch.full((1, 2, 5), 2)}, r"`index` must be in \[0, 2\)"),
         ({"threshold": 1.0}, r"`threshold` must be in \[0, 1\)"),
         ({"threshold": -0.1}, r"`threshold` must be in \[0, 1\)"),
     ],
@@ -223,3 +224,42 @@ def test_errors(change, message):
     arguments = {"x": torch.zeros(1, 3, 5), "centers": torch.zeros(1, 2, 3)}
     with pytest.raises(ValueError, match=message):
         soft_assign(**arguments | change)
+
+
+def test_index_of_fractions():
+    with pytest.raises(TypeError, match="`index` must be int32 or int64"):
+        soft_assign(torch.zeros(1, 3, 5), torch.zeros(1, 2, 3), torch.zeros(1, 2, 5))
+
+
+@pytest.mark.parametrize("some", [None, 2])
+def test_padded_rows(some):
+    """Rows begin at multiples of 128 bytes, so that kernels load 16 bytes at once."""
+    index = None if some is None else chosen(2, 4, some, 33)
+    out = soft_assign(torch.randn(2, 3, 33), torch.randn(2, 4, 3), index)
+    assert out.shape[2] == 33
+    assert out.stride()[1:] == (64, 1)
+
+
+def test_many_channels_of_an_index(agree):
+    """Positions far from 0, the last two channels, beside many features near it, in float32 too."""
+    x, centers = torch.cat([double(1, 60, 8) / 9, 300 + double(1, 2, 8)], 1), None
+    centers = x[..., :5].mT + double(1, 5, 62) / 20
+    index = chosen(1, 5, 3, 8)
+    agree(torch.ops.hggraph.soft_assign, soft_assign_reference, x, centers, index, 0.0)
+    expected = soft_assign(x.float().double(), centers.float().double(), index, threshold=0.0)
+    actual = soft_assign(x.float(), centers.float(), index, threshold=0.0)
+    # a square of 90,000 would leave 1e-2 of a distance
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_in_float32_with_an_index():
+    """Where loops over pixels skip weights of zero they must not skip the negative ones that gradients have."""
+    torch.manual_seed(0)
+    x, centers, index = torch.randn(1, 4, 600), torch.randn(1, 9, 4), chosen(1, 9, 3, 600)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = x.to(dtype).requires_grad_(), centers.to(dtype).requires_grad_()
+        weight = soft_assign(*inputs, index, threshold=0.0)
+        found.append(torch.autograd.grad((weight * weight.detach().roll(7, 2).to(dtype)).sum(), inputs))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)

@@ -70,7 +70,18 @@ def test_strides(channels, bias):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_layouts(agree_everywhere, bias):
-    agree_everywhere(unpool_conv1x1, unpool_conv1x1_reference, *arguments(2, 3, 4, 2, 6, 5, bias))
+    agree_everywhere(unpool_conv1x1, unpool_conv1x1_reference, *arguments(2, 3, 4, 2, 6, 5, bias), None)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("some", [1, 3])
+def test_index(agree_everywhere, bias, some):
+    """With an index it is the convolution of the concatenation too."""
+    x, z, _, weight, shift = arguments(2, 3, 4, 2, 6, 5, bias)
+    share, index = torch.rand(2, some, 6, dtype=torch.float64).softmax(1), torch.randint(4, (2, some, 6))
+    agree_everywhere(unpool_conv1x1, unpool_conv1x1_reference, x, z, share, weight, shift, index)
+    with pytest.raises(ValueError, match=r"`index` must be in \[0, 4\)"):
+        unpool_conv1x1(x, z, share, weight, shift, index + 4)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hggraph.ops.fast._pool import pool as pool
     from hggraph.ops.fast._pool import pool_labels as pool_labels
     from hggraph.ops.fast._seeds import density_seeds as density_seeds
+    from hggraph.ops.fast._strongest import strongest as strongest
     from hggraph.ops.fast._update import slic as slic
 from hggraph.ops.fast.plain_connect import plain_connect as plain_connect
 
@@ -41,9 +43,10 @@ _HOME = {
     "pool": "_pool",
     "pool_labels": "_pool",
     "slic": "_update",
+    "strongest": "_strongest",
 }
 
-__all__ = ["available", "plain_connect", "takes", *_HOME]
+__all__ = ["available", "each", "plain_connect", "takes", *_HOME]
 
 
 @functools.cache
@@ -75,6 +78,17 @@ def takes(*tensors: Tensor) -> bool:
     return not needed and all(
         x.dtype == torch.float32 and type(x) is Tensor and x.device.type == "cpu" for x in tensors
     )
+
+
+def each(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+    """Return what a function of single images gives for each image of the batches, at least one, in one tensor.
+
+    Example:
+        >>> each(lambda x: x + 1, torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    found = [function(*images) for images in zip(*batches, strict=True)]
+    return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
 
 
 def __getattr__(name: str) -> Any:

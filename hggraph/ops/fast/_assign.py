@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from hggraph.ops.fast._arrays import as_array, as_image, as_tensor, empty
-from hggraph.ops.fast._block import distances, grid_of, read_block, write_row
-from hggraph.ops.fast._jit import Array, exponential, jit
+from hggraph.ops.fast._block import block_size, distances, grid_of, read_block, write_row
+from hggraph.ops.fast._jit import Array, as_float, jit
+from hggraph.ops.fast._lanes import LANES, exp_lanes, least_of, load, lower, splat, store, up_to, upper
 from hggraph.ops.fast._lists import Bins, make_bins, middle, nearest_to
 from hggraph.ops.fast._threads import num_stripes, run
 from hggraph.ops.fast._update import check_blocks
@@ -70,7 +71,8 @@ def assign(
     lab, centers, bins, stripes = _prepare(lab, centers, position, candidates, side)
     candidates = min(candidates, len(centers))
     kept = candidates if keep is None else min(keep, candidates)
-    limit = f(-math.log(threshold) if threshold > 0 else math.inf)
+    # weights above the threshold: distances under its logarithm, so up to the next smaller number
+    limit = np.nextafter(f(-math.log(threshold)), f(0)) if threshold > 0 else f(math.inf)
     weight = empty(kept, *lab.shape[1:])
     index = empty(kept, *lab.shape[1:], dtype=np.int32)
     run(_assign_stripes, stripes, stripes, lab, bins, centers, f(position), candidates, side, limit, weight, index)
@@ -118,32 +120,9 @@ def _prepare(lab: Any, centers: Any, position: float, candidates: int, side: int
 
 
 @jit()
-def _nearest(distance: Array, region: Any, least: Array, out: Array) -> None:
-    for i in range(distance.shape[0]):
-        nearer = distance[i] < least[i]
-        least[i] = distance[i] if nearer else least[i]
-        out[i] = region if nearer else out[i]
-
-
-@jit()
-def _block_distances(
-    planes: tuple[Array, Array, Array],
-    grid: tuple[Array, Array],
-    centers: Array,
-    near: Array,
-    top: Any,
-    left: Any,
-    distance: Array,
-    least: Array,
-) -> None:
-    """Write the distances (T, n) of a block whose first pixel has the features `top` and `left`."""
-    a, b, c = planes
-    ys, xs = grid
-    least[:] = f(np.inf)
-    for t in range(near.shape[0]):
-        r = near[t]
-        center = (centers[r, 0], centers[r, 1], centers[r, 2], centers[r, 3] - top, centers[r, 4] - left)
-        distances(a, b, c, ys, xs, center, distance[t], least)
+def _overwrite(distance: Array, region: Any, least: Array, out: Array) -> None:
+    for i in range(least.shape[0]):
+        out[i] = region if distance[i] <= least[i] else out[i]
 
 
 @jit()
@@ -160,8 +139,8 @@ def _label_stripes(
     out: Array,
 ) -> None:
     height, width = out.shape
-    rows, columns, n = -(-height // side), -(-width // side), side * side
-    near, near_distance = np.empty(candidates, np.int32), np.empty(candidates, f)
+    rows, columns, n = -(-height // side), -(-width // side), block_size(side)
+    near, near_distance, gap = np.empty(candidates, np.int32), np.empty(candidates, f), np.empty(candidates, f)
     block, inside, least = np.empty((3, n), f), np.empty(n, f), np.empty(n, f)
     planes = (block[0], block[1], block[2])
     distance = np.empty((candidates, n), f)
@@ -171,13 +150,12 @@ def _label_stripes(
         for j in range(columns):
             nearest_to(bins, middle(i, side, height), middle(j, side, width), near, near_distance)
             read_block(lab, i * side, j * side, side, block, inside)
-            _block_distances(
-                planes, grid, centers, near, f(i * side) * position, f(j * side) * position, distance, least
-            )
-            least[:] = f(np.inf)
+            top, left = f(i * side) * position, f(j * side) * position
+            distances(planes, grid, centers, near, top, left, distance, least, gap)
             region[:] = near[0]
-            for t in range(candidates):
-                _nearest(distance[t], near[t], least, region)
+            for t in range(candidates - 1, -1, -1):  # the first of those equally near comes last
+                if gap[t] <= f(0):
+                    _overwrite(distance[t], near[t], least, region)
             wide = min(side, width - j * side)
             for y in range(min(side, height - i * side)):
                 write_row(region[y * side : y * side + wide], out[i * side + y, j * side : j * side + wide])
@@ -185,27 +163,27 @@ def _label_stripes(
 
 @jit()
 def _kept_exponentials(distance: Array, least: Array, limit: Any, total: Array) -> Any:
-    """Overwrite distances with weights, 0 from `limit` on but for the nearest, and return whether one is left."""
-    largest = f(0)
-    for i in range(distance.shape[0]):
-        kept = distance[i] < limit or distance[i] == least[i]
-        w = exponential(least[i] - distance[i]) if kept else f(0)
-        distance[i] = w
-        total[i] += w
-        largest = max(w, largest)
-    return largest
+    """Overwrite distances with weights, 0 over `limit` but for the nearest, and return the largest."""
+    bound, largest = splat(limit), splat(f(0))
+    for i in range(0, least.shape[0], LANES):
+        d, m = load(distance, i), load(least, i)
+        w = up_to(d, upper(bound, m), exp_lanes(m - d))
+        store(distance, i, w)
+        store(total, i, load(total, i) + w)
+        largest = lower(largest, f(0) - w)
+    return -least_of(largest)
 
 
 @jit()
-def _write_scaled(row: Array, scale: Array, out: Array) -> None:
-    for x in range(out.shape[0]):
-        out[x] = row[x] * scale[x]
-
-
-@jit()
-def _fill(value: Any, out: Array) -> None:
-    for x in range(out.shape[0]):
-        out[x] = value
+def _write_block(
+    row: Array, scale: Array, region: Any, side: int, at: int, wide: int, weight: Array, index: Array
+) -> None:
+    """Write a block inside the image whose first pixel has the place `at` in the flat maps, `wide` to a row."""
+    number = splat(as_float(np.int32(region)))  # its bits
+    for y in range(side):
+        for x in range(0, side, LANES):
+            store(weight, at + y * wide + x, load(row, y * side + x) * load(scale, y * side + x))
+            store(index, at + y * wide + x, number)
 
 
 @jit()
@@ -224,22 +202,26 @@ def _assign_stripes(
     index: Array,
 ) -> None:
     kept, height, width = weight.shape
-    rows, columns, n = -(-height // side), -(-width // side), side * side
-    near, near_distance = np.empty(candidates, np.int32), np.empty(candidates, f)
+    rows, columns, n = -(-height // side), -(-width // side), block_size(side)
+    near, near_distance, gap = np.empty(candidates, np.int32), np.empty(candidates, f), np.empty(candidates, f)
     block, inside, least, total = np.empty((3, n), f), np.empty(n, f), np.empty(n, f), np.empty(n, f)
     planes = (block[0], block[1], block[2])
     value = np.empty((candidates, n), f)
+    flat_weight, flat_index = weight.reshape(-1), index.reshape(-1).view(f)
     used, order = np.empty(candidates, np.bool_), np.empty(candidates, np.int32)
     grid = grid_of(side, position)
     for i in range(first * rows // stripes, last * rows // stripes):
         for j in range(columns):
             nearest_to(bins, middle(i, side, height), middle(j, side, width), near, near_distance)
             read_block(lab, i * side, j * side, side, block, inside)
-            _block_distances(planes, grid, centers, near, f(i * side) * position, f(j * side) * position, value, least)
+            top, left = f(i * side) * position, f(j * side) * position
+            distances(planes, grid, centers, near, top, left, value, least, gap)
             total[:] = f(0)
             num_used = 0
             for t in range(candidates):
-                used[t] = _kept_exponentials(value[t], least, limit, total) > f(0)
+                used[t] = gap[t] <= limit and _kept_exponentials(value[t], least, limit, total) > f(0)
+                if not used[t]:
+                    value[t] = f(0)
                 num_used += used[t]
             slots = 0
             for wanted in (True, False):  # those with a weight in this block first
@@ -254,14 +236,17 @@ def _assign_stripes(
             if kept == candidates:
                 for t in range(candidates):
                     order[t] = t
-            wide = min(side, width - j * side)
+            whole = (i + 1) * side <= height and (j + 1) * side <= width and side % LANES == 0
             for t in range(kept):
                 row, region = value[order[t]], near[order[t]]
-                for y in range(min(side, height - i * side)):
-                    at = y * side
-                    out = weight[t, i * side + y, j * side : j * side + wide]
-                    _write_scaled(row[at : at + wide], total[at : at + wide], out)
-                    _fill(region, index[t, i * side + y, j * side : j * side + wide])
+                if whole:
+                    at = (t * height + i * side) * width + j * side
+                    _write_block(row, total, region, side, at, width, flat_weight, flat_index)
+                else:
+                    for y in range(min(side, height - i * side)):
+                        for x in range(min(side, width - j * side)):
+                            weight[t, i * side + y, j * side + x] = row[y * side + x] * total[y * side + x]
+                            index[t, i * side + y, j * side + x] = region
             if num_used > kept:
                 _write_moved(value, order, near, total, i * side, j * side, side, num_used, weight, index)
 

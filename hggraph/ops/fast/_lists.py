@@ -111,7 +111,7 @@ def nearest_to(bins: Bins, y: Any, x: Any, out: Array, distance: Array) -> None:
 
     Rings of bins around the point are read until all others lie farther than the last one found.
     """
-    start, members, positions, rows, columns, side = bins
+    start, _, _, rows, columns, side = bins
     most = out.shape[0]
     for t in range(most):
         out[t] = np.int32(2147483647)
@@ -120,27 +120,40 @@ def nearest_to(bins: Bins, y: Any, x: Any, out: Array, distance: Array) -> None:
     column = min(max(int(x / side), 0), columns - 1)
     # from the point to the nearest border of its own bin: what rings add to
     border = min(min(y - f(row) * side, f(row + 1) * side - y), min(x - f(column) * side, f(column + 1) * side - x))
-    for ring in range(rows + columns):
-        top, bottom = row - ring, row + ring
-        for i in range(max(top, 0), min(bottom, rows - 1) + 1):
-            step = 1 if i in (top, bottom) else max(2 * ring, 1)
-            for j in range(column - ring, column + ring + 1, step):
-                if j < 0 or j >= columns:
-                    continue
-                for slot in range(start[i * columns + j], start[i * columns + j + 1]):
-                    dy, dx = positions[slot, 0] - y, positions[slot, 1] - x
-                    d, r = dy * dy + dx * dx, members[slot]
-                    if d < distance[most - 1] or (d == distance[most - 1] and r < out[most - 1]):
-                        t = most - 1
-                        while t > 0 and (d < distance[t - 1] or (d == distance[t - 1] and r < out[t - 1])):
-                            distance[t] = distance[t - 1]
-                            out[t] = out[t - 1]
-                            t -= 1
-                        distance[t] = d
-                        out[t] = r
+    at_once = 1 if most == 1 else 2  # rings that are nearly always needed: whole rows of bins
+    for i in range(max(row - at_once, 0), min(row + at_once, rows - 1) + 1):
+        left, right = max(column - at_once, 0), min(column + at_once, columns - 1)
+        _insert(bins, start[i * columns + left], start[i * columns + right + 1], y, x, out, distance)
+    ring = at_once
+    while ring < rows + columns:
         reach = (border + f(ring) * side) * f(0.9999)  # rounding of a bin's borders
         if reach > f(0.0) and distance[most - 1] < reach * reach:
             break
+        ring += 1
+        top, bottom = row - ring, row + ring
+        for i in range(max(top, 0), min(bottom, rows - 1) + 1):
+            step = 1 if i in (top, bottom) else 2 * ring
+            for j in range(column - ring, column + ring + 1, step):
+                if 0 <= j < columns:
+                    _insert(bins, start[i * columns + j], start[i * columns + j + 1], y, x, out, distance)
+
+
+@jit(exact=True)
+def _insert(bins: Bins, first: int, last: int, y: Any, x: Any, out: Array, distance: Array) -> None:
+    """Insert the members in some slots where they are nearer than those found."""
+    members, positions = bins[1], bins[2]
+    most = out.shape[0]
+    for slot in range(first, last):
+        dy, dx = positions[slot, 0] - y, positions[slot, 1] - x
+        d, r = dy * dy + dx * dx, members[slot]
+        if d < distance[most - 1] or (d == distance[most - 1] and r < out[most - 1]):
+            t = most - 1
+            while t > 0 and (d < distance[t - 1] or (d == distance[t - 1] and r < out[t - 1])):
+                distance[t] = distance[t - 1]
+                out[t] = out[t - 1]
+                t -= 1
+            distance[t] = d
+            out[t] = r
 
 
 @jit(exact=True)

@@ -53,7 +53,7 @@ def pool_labels(x: Any, labels: Any, num_regions: int) -> tuple[Tensor, Tensor, 
     runs = runs_of(labels)
     stripes = num_stripes(height, num_regions * (channels + 3), max(channels, 1) * labels.size, most=16)
     sums = empty(stripes, num_regions, channels + 3, dtype=np.float64)
-    run(_label_stripes, stripes, runs, x.reshape(channels, -1), width, sums)
+    run(_label_stripes, stripes, runs, x.reshape(channels, labels.size), width, sums)
     total = _added(sums)
     area = total[:, channels]
     means = (total / np.maximum(area, 1)[:, None]).astype(f)
@@ -66,7 +66,7 @@ def pool(x: Any, weight: Any, index: Any, num_regions: int) -> tuple[Tensor, Ten
 
     Args:
         x: Features, shape ``(C, P)``, float32.
-        weight: Weights S, not negative, shape ``(T, P)``, float32.
+        weight: Weights S or their gradients, shape ``(T, P)``, float32.
         index: Region of each weight, in [0, R), shape ``(T, P)``, int32.
         num_regions: R.
 
@@ -148,7 +148,8 @@ def _label_stripes(first: int, last: int, runs: Runs, x: Array, width: int, sums
 def _all_zero(row: Array) -> bool:
     largest = f(0)
     for x in range(row.shape[0]):
-        largest = row[x] if row[x] > largest else largest
+        size = abs(row[x])
+        largest = size if size > largest else largest
     return largest == f(0)
 
 

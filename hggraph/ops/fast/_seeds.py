@@ -27,7 +27,7 @@ def density_seeds(
     num_regions: int,
     importance: Any = None,
     *,
-    steps: int = 3,
+    steps: int = 2,
     cells: float = 5.0,
     blur: float = 0.5,
     least: float = 0.3,
@@ -82,8 +82,8 @@ def density_seeds(
             raise ValueError("`importance` must be finite, got NaN or infinity.")
         density = smooth_cells(density, gaussian_taps(blur * spacing / side))
         _move(ys, xs, density, (height, width), side, steps, least, power)
-    rows = np.clip(np.floor(ys + f(0.5)).astype(np.int64), 0, height - 1)
-    columns = np.clip(np.floor(xs + f(0.5)).astype(np.int64), 0, width - 1)
+    rows = np.clip(np.floor(ys + f(0.499)).astype(np.int64), 0, height - 1)
+    columns = np.clip(np.floor(xs + f(0.499)).astype(np.int64), 0, width - 1)
     return as_tensor(rows * width + columns)
 
 

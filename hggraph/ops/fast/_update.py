@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hggraph._check import check_positive
 from hggraph.ops.fast._arrays import as_array, as_image, as_tensor, empty
-from hggraph.ops.fast._block import distances, grid_of, read_block, softmax_block, sums_of
+from hggraph.ops.fast._block import block_size, distances, grid_of, read_block, softmax_block, sums_of
 from hggraph.ops.fast._jit import Array, jit
 from hggraph.ops.fast._lists import Bins, make_bins, middle, nearest_to
 from hggraph.ops.fast._threads import num_stripes, run
@@ -48,7 +48,7 @@ def slic(lab: Any, seeds: Any, position: float, candidates: int, side: int, iter
     Example:
         >>> import torch
         >>> photo = torch.tensor([0.0, 0.0, 9.0, 9.0]).expand(3, 1, 4)
-        >>> slic(photo, torch.tensor([0, 3]), 1.0, 2, 1, 2)[:, 0]
+        >>> slic(photo, torch.tensor([0, 3]), 1.0, 2, 1, 2)[:, 0].round()
         tensor([0., 9.])
     """
     lab = as_image("lab", lab, np.float32)
@@ -126,13 +126,15 @@ def _update_stripes(
     sums: Array,
 ) -> None:
     height, width = lab.shape[1], lab.shape[2]
-    rows, columns, stripes, n = -(-height // side), -(-width // side), sums.shape[0], side * side
-    near, near_distance = np.empty(candidates, np.int32), np.empty(candidates, np.float32)
+    rows, columns, stripes, n = -(-height // side), -(-width // side), sums.shape[0], block_size(side)
+    near, near_distance, gap = np.empty(candidates, np.int32), np.empty(candidates, f), np.zeros(candidates, f)
     block, inside, least, scale = np.empty((3, n), f), np.empty(n, f), np.empty(n, f), np.empty(n, f)
     a, b, c = block[0], block[1], block[2]
+    planes = (a, b, c)
     weight = np.empty((candidates, n), f)
     row, column = grid_of(side, f(1))
     row_feature, column_feature = grid_of(side, position)
+    grid = (row_feature, column_feature)
     for stripe in range(first, last):
         out = sums[stripe]
         out[:] = 0
@@ -141,8 +143,8 @@ def _update_stripes(
                 top, left = f(i * side), f(j * side)
                 nearest_to(bins, middle(i, side, height), middle(j, side, width), near, near_distance)
                 whole = read_block(lab, i * side, j * side, side, block, inside)
-                least[:] = f(np.inf)
                 if by_position:  # seeds lie on pixels: whole numbers, exact ties
+                    least[:] = f(np.inf)
                     for t in range(candidates):
                         r = near[t]
                         _nearest_position(ys[r] - top, xs[r] - left, row, column, t, least, scale)
@@ -153,13 +155,11 @@ def _update_stripes(
                     else:
                         scale[:] = inside
                 else:
-                    for t in range(candidates):
-                        r = near[t]
-                        y, x = centers[r, 3] - top * position, centers[r, 4] - left * position
-                        center = (centers[r, 0], centers[r, 1], centers[r, 2], y, x)
-                        distances(a, b, c, row_feature, column_feature, center, weight[t], least)
-                    softmax_block(weight, least, inside, whole, scale)
+                    distances(planes, grid, centers, near, top * position, left * position, weight, least, gap)
+                    softmax_block(weight, least, gap, inside, whole, scale)
                 for t in range(candidates):
+                    if gap[t] == f(np.inf):
+                        continue
                     r = near[t]
                     mass, sa, sb, sc, sy, sx = sums_of(weight[t], scale, a, b, c, row_feature, column_feature)
                     out[r, 0] += mass
