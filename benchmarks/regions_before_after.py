@@ -46,6 +46,7 @@ def before_after(photo: Tensor, num_regions: int) -> Figure:
         update="column",
         sampling="topk_random",
         iterations=3,
+        position=2.5,
         smooth=0.0,
         connected=False,
         threshold=1e-3,

@@ -40,7 +40,7 @@ def draw_image(axes: Axes, picture: Floats, size: tuple[int, int], step: int, ti
 
 
 def outline_of(attention: Floats) -> tuple[NDArray[np.bool_], float | None]:
-    """Return where attention ``(h, w)`` is above the middle of its range, and that level, None if it is constant.
+    """Return where attention ``(h, w)`` is above the middle of its range, and that level: None if it has no range.
 
     Example:
         >>> outline_of(np.array([[0.0, 1.0]]))

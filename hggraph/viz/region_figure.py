@@ -99,7 +99,7 @@ def region_figure(
             unit = f"importance (largest 1) + {clusterer.alpha:g} \N{MULTIPLICATION SIGN} attention"
         elif clusterer.feature_scale == "photo":
             importance = importance / COLOR_SCALE
-            unit = f"colour step to the {clusterer.neighbors} neighbours, CIELAB"
+            unit = f"step to the {clusterer.neighbors} neighbours, CIELAB, 2 \N{MULTIPLICATION SIGN} chroma"
         else:
             unit = f"distance to the {clusterer.neighbors} neighbours, image's unit"
         sheet = _Sheet(x, assignment)
@@ -184,7 +184,8 @@ def _draw_edges(sheet: _Sheet, assignment: Assignment, stencil: Stencil) -> None
     shown = shown_directions(stencil)
     positions = mean_positions(assignment)
     raw, graph = (_arrows(assignment.adjacency(stencil, noise_cancel=cancel), shown) for cancel in (False, True))
-    chosen = spread_regions(positions, np.bincount(graph[0], graph[3], len(positions)).astype(np.float64), sheet.size)
+    strength = np.bincount(graph[0], graph[3], minlength=len(positions)).astype(float)
+    chosen = spread_regions(positions, strength, sheet.size)
     strong = float(np.quantile(graph[3], 0.95)) if len(graph[3]) else 1.0
     drawn = 0
     for panel, edges, title in [(before, raw, "Edges before noise cancelling"), (after, graph, "Edges of the graph")]:
