@@ -39,39 +39,32 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
     assignment.check_map(x)
     if len(x) == 0:
         return assignment
-    regions, before = assignment.num_regions, assignment.labels.int()
+    regions, before = assignment.num_regions, assignment._strongest().int().view(-1, *assignment.size)
     connect_labels = fast.connect if fast.available() and x.shape[1] == 3 else fast.plain_connect
     after = fast.each(lambda *one: connect_labels(one[0], regions, one[1]), before.cpu(), x.detach().float().cpu())
     after = after.to(before.device)
-    weight: Tensor
-    index: Tensor | None
     if assignment.is_hard:
-        weight, index = assignment.weight, after.flatten(1)[:, None].to(torch.int32)
-    else:
-        weight, index = _moved(assignment, (before != after).flatten(1), after.flatten(1), inplace)
-    return Assignment(
-        weight,
-        assignment.size,
-        index=index,
-        num_regions=assignment.num_regions,
-        seeds=assignment.seeds,
-        centers=assignment.centers,
-        grid=assignment.grid,
-    )
+        return assignment._replaced(assignment.weight, after.flatten(1)[:, None])
+    return assignment._replaced(*_moved(assignment, before.flatten(1), after.flatten(1), inplace))
 
 
-def _moved(assignment: Assignment, moved: Tensor, label: Tensor, inplace: bool) -> tuple[Tensor, Tensor | None]:
-    """Return weights and index with the pixels that moved, marked ``(B, P)``, given to their new label alone."""
+def _moved(assignment: Assignment, before: Tensor, after: Tensor, inplace: bool) -> tuple[Tensor, Tensor | None]:
+    """Return weights and index with the pixels whose label changes, ``(B, P)``, given to the new one alone."""
     weight, index = assignment.weight, assignment.index
     inplace = inplace and not weight.requires_grad  # what the gradient needs stays
     weight = weight if inplace else weight.clone()
-    image, pixel = moved.nonzero(as_tuple=True)
-    new = label[image, pixel]
+    index = index if index is None or inplace else index.clone()
+    whole = index is not None and index.dtype == torch.int32 and index.is_contiguous() and weight.is_contiguous()
+    if index is not None and whole and fast.takes(weight):
+        for parts in zip(weight, index, before, after, strict=True):
+            fast.give(*parts)
+        return weight, index
+    image, pixel = (before != after).nonzero(as_tuple=True)
+    new = after[image, pixel].long()
     weight[image, :, pixel] = 0
     if index is None:
         weight[image, new, pixel] = 1
         return weight, None
     weight[image, 0, pixel] = 1
-    index = index if inplace else index.clone()
     index[image, 0, pixel] = new.to(index.dtype)
     return weight, index

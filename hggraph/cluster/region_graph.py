@@ -200,6 +200,8 @@ def _nodes(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nodes, pos, area = (torch.stack(parts) for parts in zip(*found, strict=True))
         if (area > 0).all():
             return nodes, pos, area
+    if assignment.index is not None and not assignment.is_hard and fast.takes(x, assignment.weight):
+        return _soft_nodes(assignment, x)
     dtype = compute_dtype(x)  # positions are not whole numbers in a half
     places = positions_of(assignment.size, x.new_empty(0, dtype=dtype)).expand(len(x), -1, -1)
     pixels = torch.cat([x.flatten(2).to(dtype), places], 1)
@@ -208,6 +210,21 @@ def _nodes(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     pooled = assignment.fill_empty(pooled, area, pixels)
     return pooled[..., :-2].to(x.dtype), pooled[..., -2:], area
+
+
+def _soft_nodes(assignment: Assignment, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same of many entries without the positions as a map."""
+    assert assignment.index is not None
+    entries = zip(x.flatten(2), assignment.weight, assignment.index.int(), strict=True)
+    found = [fast.pool(*one, assignment.num_regions, assignment.size) for one in entries]
+    sums, area = (torch.stack(parts) for parts in zip(*found, strict=True))
+    pooled = torch.where(area[..., None] > 0, sums / area[..., None], 0)
+    if assignment.seeds is not None and not (area > 0).all():
+        y, column = assignment.seeds // assignment.size[1], assignment.seeds % assignment.size[1]
+        at_seeds = x.flatten(2).gather(2, assignment.seeds[:, None].expand(-1, x.shape[1], -1))
+        at_seeds = torch.cat([at_seeds.mT, torch.stack([y, column], 2)], 2)
+        pooled = torch.where(area[..., None] > 0, pooled, at_seeds)
+    return pooled[..., :-2], pooled[..., -2:], area
 
 
 def _pseudo_coordinates(pos: Tensor, edge_index: Tensor) -> Tensor:

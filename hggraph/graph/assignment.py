@@ -152,15 +152,17 @@ class Assignment(Bundle):
     @property
     def labels(self) -> Tensor:
         """The strongest region of each pixel, shape ``(B, H, W)``, long; of equally strong ones the first entry."""
+        return self._strongest().long().view(self.batch_size, *self.size)
+
+    def _strongest(self) -> Tensor:
+        """Return the labels as they are found, shape ``(B, P)``, int32 or long."""
         if self.index is None:
-            strongest = self.weight.argmax(1)
-        elif self.is_hard:
-            strongest = self.index.squeeze(1)
-        elif self.batch_size and fast.takes(self.weight.detach()):
-            strongest = fast.each(fast.strongest, self.weight.detach(), self.index.int())
-        else:
-            strongest = self.index.gather(1, self.weight.argmax(1, keepdim=True)).squeeze(1)
-        return strongest.long().view(self.batch_size, *self.size)
+            return self.weight.argmax(1)
+        if self.is_hard:
+            return self.index.squeeze(1)
+        if self.batch_size and fast.takes(self.weight.detach()):
+            return fast.each(fast.strongest, self.weight.detach(), self.index.int())
+        return self.index.gather(1, self.weight.argmax(1, keepdim=True)).squeeze(1)
 
     @property
     def area(self) -> Tensor:
@@ -381,6 +383,14 @@ class Assignment(Bundle):
             return self.index
         every = torch.arange(self.num_regions, dtype=torch.int32, device=self.weight.device)
         return every.view(1, -1, 1).expand(self.weight.shape)
+
+    def _replaced(self, weight: Tensor, index: Tensor | None) -> Assignment:
+        """Return these regions with other weights and entries, which are not checked."""
+        held = {"weight": weight, "index": index, "seeds": self.seeds, "centers": self.centers}
+        held = {name: part for name, part in held.items() if part is not None}
+        return Assignment.__new__(Assignment)._fill(
+            list(held.values()), (list(held), self.size, self.num_regions, self.grid)
+        )
 
     def check_map(self, x: Tensor) -> None:
         """Raise unless `x` is a map ``(B, C, H, W)`` of these images."""

@@ -104,6 +104,11 @@ def test_pool(size, kind, channels):
     sums, mass = fast.pool(x, weight, index, 9)
     torch.testing.assert_close(sums.double(), dense.double() @ x.double().T, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(mass.double(), dense.double().sum(1), rtol=1e-5, atol=1e-5)
+    placed, again = fast.pool(x, weight, index, 9, size)
+    y, column = (axis.flatten().double() for axis in torch.meshgrid(*map(torch.arange, size), indexing="ij"))
+    place = torch.stack([*x.double(), y, column])
+    torch.testing.assert_close(placed.double(), dense.double() @ place.T, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(again, mass, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_of_many_pixels_are_exact():

@@ -135,3 +135,19 @@ def test_errors():
         fast.labels(lab, torch.zeros(0, 5), 1.0, 1, 1)
     with pytest.raises(ValueError, match="keep"):
         fast.assign(lab, torch.zeros(1, 5), 1.0, 1, 1, keep=0)
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 5000])
+def test_strongest_and_give(pixels):
+    weight, index = torch.rand(3, pixels).mul_(4).round_(), torch.randint(9, (3, pixels), dtype=torch.int32)
+    before = index.gather(0, weight.argmax(0, keepdim=True))[0]
+    assert torch.equal(fast.strongest(weight, index), before)
+    after = torch.where(torch.rand(pixels) < 0.3, torch.randint(9, (pixels,), dtype=torch.int32), before)
+    moved = before != after
+    expected, numbers = weight.clone(), index.clone()
+    expected[:, moved] = torch.tensor([1.0, 0, 0])[:, None]
+    numbers[0, moved] = after[moved]
+    fast.give(weight, index, before, after)
+    assert torch.equal(weight, expected) and torch.equal(index, numbers)
+    with pytest.raises(ValueError, match="at least one entry"):
+        fast.give(weight[:0], index[:0], before, after)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hggraph.ops.fast._pool import pool as pool
     from hggraph.ops.fast._pool import pool_labels as pool_labels
     from hggraph.ops.fast._seeds import density_seeds as density_seeds
+    from hggraph.ops.fast._strongest import give as give
     from hggraph.ops.fast._strongest import strongest as strongest
     from hggraph.ops.fast._update import slic as slic
 from hggraph.ops.fast.plain_connect import plain_connect as plain_connect
@@ -37,6 +38,7 @@ _HOME = {
     "density_seeds": "_seeds",
     "edges_of_labels": "_edges",
     "edges_of_weights": "_edges",
+    "give": "_strongest",
     "lab": "_lab",
     "labels": "_assign",
     "nearest_regions": "_lists",

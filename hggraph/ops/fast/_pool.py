@@ -10,13 +10,14 @@ from torch import Tensor
 from hggraph._check import check_positive
 from hggraph.ops.fast._arrays import as_array, as_tensor, empty
 from hggraph.ops.fast._jit import Array, jit
+from hggraph.ops.fast._lanes import LANES, all_equal, load, lower, some, sum_of, upper
 from hggraph.ops.fast._runs import Runs, as_labels, runs_of
 from hggraph.ops.fast._threads import num_stripes, run
 
 __all__ = ["pool", "pool_labels"]
 
 f = np.float32
-_CHUNK = 16  # pixels that are looked at together
+_CHUNK = 2 * LANES  # pixels that are looked at together
 _PIECE = 4096  # pixels summed in float32 before they are added in float64
 
 
@@ -61,7 +62,9 @@ def pool_labels(x: Any, labels: Any, num_regions: int) -> tuple[Tensor, Tensor, 
     return as_tensor(means[:, :channels].copy()), as_tensor(means[:, channels + 1 :].copy()), as_tensor(area.astype(f))
 
 
-def pool(x: Any, weight: Any, index: Any, num_regions: int) -> tuple[Tensor, Tensor]:
+def pool(
+    x: Any, weight: Any, index: Any, num_regions: int, size: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return each region's weighted sum of features and its mass: ``sum_p S_pr x_p`` and ``sum_p S_pr``.
 
     Args:
@@ -69,9 +72,10 @@ def pool(x: Any, weight: Any, index: Any, num_regions: int) -> tuple[Tensor, Ten
         weight: Weights S or their gradients, shape ``(T, P)``, float32.
         index: Region of each weight, in [0, R), shape ``(T, P)``, int32.
         num_regions: R.
+        size: H and W, for the sums of (y, x) in pixels too, as two more features.
 
     Returns:
-        Sums ``(R, C)`` and masses ``(R,)``, float32; 0 for a region without weights.
+        Sums ``(R, C)``, with `size` ``(R, C + 2)``, and masses ``(R,)``, float32; 0 for a region without weights.
 
     Raises:
         ValueError: if shapes disagree or a region is out of range.
@@ -90,12 +94,15 @@ def pool(x: Any, weight: Any, index: Any, num_regions: int) -> tuple[Tensor, Ten
     weight, index = as_entries(weight, index, num_regions)
     pixels = weight.shape[1]
     x = as_array("x", x, f, (None, pixels))
-    channels = x.shape[0]
-    stripes = num_stripes(max(1, pixels // 1024), num_regions * (channels + 1), max(channels, 1) * pixels, most=16)
-    sums = empty(stripes, num_regions, channels + 1, dtype=np.float64)
-    run(_weight_stripes, stripes, x, weight, index, sums)
+    if size is not None and size[0] * size[1] != pixels:
+        raise ValueError(f"`size` {tuple(size)} must multiply to the {pixels} pixels of `weight`.")
+    channels, width = x.shape[0], pixels if size is None else size[1]
+    numbers = channels + (1 if size is None else 3)
+    stripes = num_stripes(max(1, pixels // 1024), num_regions * numbers, max(channels, 1) * pixels, most=16)
+    sums = empty(stripes, num_regions, numbers, dtype=np.float64)
+    run(_weight_stripes, stripes, x, weight, index, width, sums)
     total = _added(sums).astype(f)
-    return as_tensor(total[:, :channels].copy()), as_tensor(total[:, channels].copy())
+    return as_tensor(total[:, 1:].copy()), as_tensor(total[:, 0].copy())
 
 
 def as_entries(weight: Any, index: Any, num_regions: int) -> tuple[Any, Any]:
@@ -145,34 +152,13 @@ def _label_stripes(first: int, last: int, runs: Runs, x: Array, width: int, sums
 
 
 @jit()
-def _all_zero(row: Array) -> bool:
-    largest = f(0)
-    for x in range(row.shape[0]):
-        size = abs(row[x])
-        largest = size if size > largest else largest
-    return largest == f(0)
-
-
-@jit()
-def _all_same(row: Array) -> bool:
-    different = np.int32(0)
-    for x in range(row.shape[0]):
-        different |= row[x] ^ row[0]
-    return different == 0
-
-
-@jit()
-def _product(row: Array, other: Array) -> Any:
-    total = f(0)
-    for x in range(row.shape[0]):
-        total += row[x] * other[x]
-    return total
-
-
-@jit()
-def _weight_stripes(first: int, last: int, x: Array, weight: Array, index: Array, sums: Array) -> None:
-    channels, stripes = x.shape[0], sums.shape[0]
-    pixels = weight.shape[1]
+def _weight_stripes(first: int, last: int, x: Array, weight: Array, index: Array, width: int, sums: Array) -> None:
+    """Add each stripe's mass, features and, where there is room for them, y and x."""
+    stripes, pixels = sums.shape[0], weight.shape[1]
+    flat, flat_x = weight.reshape(-1), x.reshape(-1)
+    flat_index = index.reshape(-1)
+    placed = sums.shape[2] > x.shape[0] + 1
+    column = np.arange(_CHUNK).astype(f)
     for stripe in range(first, last):
         out = sums[stripe]
         out[:] = 0
@@ -180,17 +166,51 @@ def _weight_stripes(first: int, last: int, x: Array, weight: Array, index: Array
             p = stripe * pixels // stripes
             end = (stripe + 1) * pixels // stripes
             while p < end:
-                q = min(p + _CHUNK, end)
-                if _all_zero(weight[t, p:q]):
-                    p = q
-                    continue
-                r = index[t, p]
-                if not _all_same(index[t, p:q]):
-                    q = p + 1
-                    while index[t, q] == r:
-                        q += 1
-                w = weight[t, p:q]
-                out[r, channels] += _sum(w)
-                for c in range(channels):
-                    out[r, c] += _product(w, x[c, p:q])
-                p = q
+                row = p // width
+                row_end = min((row + 1) * width, end)
+                y, left = (row, row * width) if placed else (0, 0)
+                while p < row_end:
+                    at = t * pixels + p
+                    if p + _CHUNK <= row_end:
+                        a, b = load(flat, at), load(flat, at + LANES)
+                        if not some(upper(upper(a, b), f(0) - lower(a, b))):
+                            p += _CHUNK
+                            continue
+                        if (
+                            flat_index[at] == flat_index[at + LANES]
+                            and all_equal(flat_index, at)
+                            and all_equal(flat_index, at + LANES)
+                        ):
+                            _add_chunk(a, b, flat_x, p, pixels, column, y, p - left, placed, out[flat_index[at]])
+                            p += _CHUNK
+                            continue
+                    for q in range(p, min(p + _CHUNK, row_end)):
+                        w = weight[t, q]
+                        if w != f(0):
+                            _add_pixel(w, x, q, y, q - left, placed, out[index[t, q]])
+                    p = min(p + _CHUNK, row_end)
+
+
+@jit()
+def _add_chunk(
+    a: Any, b: Any, x: Array, p: int, pixels: int, column: Array, y: int, left: int, placed: bool, out: Array
+) -> None:
+    mass = np.float64(sum_of(a + b))
+    out[0] += mass
+    last = out.shape[0] - 2 * placed
+    for c in range(last - 1):
+        at = c * pixels + p
+        out[c + 1] += sum_of(a * load(x, at) + b * load(x, at + LANES))
+    if placed:
+        out[last] += y * mass
+        out[last + 1] += left * mass + sum_of(a * load(column, 0) + b * load(column, LANES))
+
+
+@jit()
+def _add_pixel(w: Any, x: Array, p: int, y: int, left: int, placed: bool, out: Array) -> None:
+    out[0] += w
+    for c in range(x.shape[0]):
+        out[c + 1] += w * x[c, p]
+    if placed:
+        out[x.shape[0] + 1] += np.float64(y) * w
+        out[x.shape[0] + 2] += np.float64(left) * w
