@@ -179,9 +179,17 @@ def density_centers(importance: Tensor, num_regions: int, *, spread: bool = Fals
         at = torch.where(total.unsqueeze(2) > 0, moved, at)
     pixel = (at + 0.499).floor().long()  # halves, which are common, go down on every machine
     flat = pixel[..., 0].clamp(0, size[0] - 1) * size[1] + pixel[..., 1].clamp(0, size[1] - 1)
-    # two that met: the grid's seeds are different
-    doubled = (flat.sort(1).values.diff(dim=1) == 0).any(1, keepdim=True)
-    return torch.where(doubled, seeds, flat)
+    pixels = density.repeat_interleave(side, 1)[:, : size[0]].repeat_interleave(side, 2)[..., : size[1]]
+    return _distinct(flat, pixels.flatten(1))
+
+
+def _distinct(seeds: Tensor, density: Tensor) -> Tensor:
+    """Move each seed ``(B, R)`` that stands where another does to a free pixel, the densest ``(B, P)`` first."""
+    ordered, order = seeds.sort(dim=1, stable=True)
+    doubled = F.pad(ordered.diff(dim=1) == 0, (1, 0))
+    free = density.scatter(1, seeds, -1.0).topk(seeds.shape[1]).indices
+    moved = torch.where(doubled, free.gather(1, (doubled.cumsum(1) - 1).clamp(min=0)), ordered)
+    return torch.empty_like(moved).scatter(1, order, moved)
 
 
 def _bent(at: Tensor, density: Tensor, size: tuple[int, int]) -> Tensor:

@@ -243,6 +243,10 @@ def test_attention_crowds_regions():
         started = ((drawn.seeds // 60 < 30) & (drawn.seeds % 60 < 30)).sum()
         assert started > 1.5 * 9  # a quarter of the image has 9 of 36
         assert inside(drawn) > inside(plain)  # on noise the steps that follow even them out again
+    fine = SoftSLIC(num_regions=900)  # 4 pixels to a region: seeds that meet go to the densest free pixels
+    drawn = fine(x, attention).seeds
+    assert len(drawn[0].unique()) == 900
+    assert ((drawn // 60 < 30) & (drawn % 60 < 30)).sum() > 1.4 * 225
     with pytest.raises(ValueError, match="Seeds on a grid cannot follow `attention`"):
         SoftSLIC(num_regions=36, sampling="grid")(x, attention)
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hggraph.cluster import sample_centers
+from hggraph.cluster.sampling import density_centers
 
 METHODS = ["topk_random", "importance", "random"]
 
@@ -169,3 +170,28 @@ def test_topk_random_fills_up_with_others():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_centers(**{"importance": torch.rand(1, 2, 3), "num_regions": 2, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("size", "regions"), [((12, 20), 15), ((9, 7), 63), ((1, 30), 4), ((30, 1), 30), ((33, 21), 50)]
+)
+@pytest.mark.parametrize("method", ["grid", "density"])
+def test_seeds_without_randomness(method, size, regions):
+    """Different pixels, the same each time; a constant importance leaves about a seed in each part of the image."""
+    importance = torch.ones(2, *size)
+    seeds = sample_centers(importance, regions, method=method)
+    assert seeds.shape == (2, regions) and torch.equal(seeds, sample_centers(importance, regions, method=method))
+    assert all(len(one.unique()) == regions for one in seeds)
+    assert seeds.min() >= 0 and seeds.max() < size[0] * size[1]
+    upper = (seeds[0] // size[1] < size[0] / 2).sum() / regions
+    assert size[0] == 1 or 0.3 <= upper <= 0.7
+
+
+def test_density_follows_importance():
+    """Seeds are closer where importance, blurred, is high, and never leave the flat part."""
+    importance = torch.full((1, 60, 60), 0.01)
+    importance[:, :, 30:] = 1
+    seeds = density_centers(importance, 36, spread=True)[0]
+    right = int((seeds % 60 >= 30).sum())
+    assert 21 <= right <= 32
+    assert torch.equal(density_centers(torch.zeros(1, 60, 60), 36), density_centers(torch.ones(1, 60, 60), 36))
