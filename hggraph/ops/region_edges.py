@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph._check import check_ndim
+from hggraph.ops import fast
 from hggraph.ops._region_pairs import RegionPairs, region_pairs
 from hggraph.ops._window import flat_offsets
-from hggraph.ops.region_adjacency import cleaned, opposite_pairs
+from hggraph.ops.region_adjacency import FILTER, cleaned, opposite_pairs, tie
 
 __all__ = ["edges_of_pairs", "region_edges"]
 
@@ -93,6 +94,9 @@ def edges_of_pairs(
         if other is not None:
             there[other], back[other] = back[k], there[k]
     low, high, forward, backward = pairs
+    if fast.takes(forward, backward):
+        strength, share = torch.cat([forward, backward], 1), tie(torch.float32) if max_direction else None
+        return fast.clean_edges(low, high, strength, there, back, num_nodes, noise_cancel, FILTER, share)
     strength = F.pad(torch.cat([forward, backward], 1), (0, 1))
     weight, reverse = (strength.index_select(1, torch.tensor(columns, device=low.device)) for columns in (there, back))
     weight = cleaned(torch.cat([weight, reverse]), torch.cat([reverse, weight]), noise_cancel, max_direction)

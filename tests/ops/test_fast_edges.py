@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from hggraph.ops import fast
+from hggraph.ops._region_pairs import RegionPairs
+from hggraph.ops.region_adjacency import opposite_pairs
+from hggraph.ops.region_edges import edges_of_pairs
 
 pytest.importorskip("numba")
 
@@ -132,3 +135,20 @@ def test_errors():
         fast.edges_of_weights(torch.zeros(1, 2), torch.zeros(1, 2), (2, 2), 1, SQUARE)
     with pytest.raises(ValueError, match="displacements"):
         fast.edges_of_labels(labels, 4, [(0, 0)])
+
+
+@pytest.mark.parametrize("noise_cancel", [True, False])
+@pytest.mark.parametrize("max_direction", [True, False])
+@pytest.mark.parametrize("offsets", [[(0, -1), (0, 0), (-1, 0), (0, 1)], [(1, 1), (-2, 0)]])
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_clean_edges(noise_cancel, max_direction, offsets, count):
+    flat = [value for offset in offsets for value in offset]
+    half = len(opposite_pairs(flat))
+    pair = torch.combinations(torch.arange(20)).to(torch.long)[torch.randperm(190)[:count].sort()[0]]
+    forward, backward = torch.randint(4, (2, count, half)).float()  # with ties and zeros
+    forward[: count // 3] *= 1e-8
+    parts = (flat, 20, noise_cancel, max_direction)
+    out = edges_of_pairs(RegionPairs(*pair.T, forward, backward), *parts)
+    expected = edges_of_pairs(RegionPairs(*pair.T, forward.requires_grad_(), backward), *parts)  # in PyTorch
+    assert torch.equal(out[0], expected[0]) and torch.equal(out[1], expected[1])
+    torch.testing.assert_close(out[2], expected[2].detach(), rtol=0, atol=0)

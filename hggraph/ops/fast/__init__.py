@@ -19,6 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from hggraph.ops.fast._assign import assign as assign
     from hggraph.ops.fast._assign import labels as labels
+    from hggraph.ops.fast._clean import clean_edges as clean_edges
     from hggraph.ops.fast._connect import connect as connect
     from hggraph.ops.fast._edges import edges_of_labels as edges_of_labels
     from hggraph.ops.fast._edges import edges_of_weights as edges_of_weights
@@ -34,6 +35,7 @@ from hggraph.ops.fast.plain_connect import plain_connect as plain_connect
 
 _HOME = {
     "assign": "_assign",
+    "clean_edges": "_clean",
     "connect": "_connect",
     "density_seeds": "_seeds",
     "edges_of_labels": "_edges",

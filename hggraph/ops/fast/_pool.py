@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hggraph._check import check_positive
@@ -110,7 +111,7 @@ def as_entries(weight: Any, index: Any, num_regions: int) -> tuple[Any, Any]:
     weight = as_array("weight", weight, f, (None, None))
     index = as_array("index", index, np.int32, weight.shape)
     if index.size:
-        low, high = int(index.min()), int(index.max())
+        low, high = (int(value) for value in torch.aminmax(as_tensor(index)))
         if low < 0 or high >= num_regions:
             raise ValueError(f"`index` must be in [0, {num_regions}), got values from {low} to {high}.")
     return weight, index
