@@ -125,7 +125,7 @@ def _region_adjacency_clean_kernel(
     batch = (tl.program_id(0) // (tiles * BLOCKS)).to(tl.int64)
     product = tl.load(p_directions + 2 * o_k, mask=o_k < directions, other=-1)
     transposed = tl.load(p_directions + 2 * o_k + 1, mask=o_k < directions, other=0)
-    center = ((product < 0) & (o_k < directions))[:, None, None]
+    center = (product < 0)[:, None, None]
     p_raw += batch * s_batch
     degree = tl.zeros((BLOCK_K, BLOCK_I), dtype=tl.float32)
     for start in range(0, regions, BLOCK_J):

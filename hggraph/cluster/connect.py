@@ -43,9 +43,14 @@ def connect(assignment: Assignment, x: Tensor, *, inplace: bool = False) -> Assi
     connect_labels = fast.connect if fast.available() and x.shape[1] == 3 else fast.plain_connect
     after = fast.each(lambda *one: connect_labels(one[0], regions, one[1]), before.cpu(), x.detach().float().cpu())
     after = after.to(before.device)
+    weight: Tensor
+    index: Tensor | None
     if assignment.is_hard:
-        return assignment._replaced(assignment.weight, after.flatten(1)[:, None])
-    return assignment._replaced(*_moved(assignment, before.flatten(1), after.flatten(1), inplace))
+        weight, index = assignment.weight, after.flatten(1)[:, None]
+    else:
+        weight, index = _moved(assignment, before.flatten(1), after.flatten(1), inplace)
+    old = assignment
+    return Assignment._trusted(weight, old.size, index, regions, old.seeds, old.centers, old.grid)
 
 
 def _moved(assignment: Assignment, before: Tensor, after: Tensor, inplace: bool) -> tuple[Tensor, Tensor | None]:

@@ -117,16 +117,15 @@ def _photo_slic(
     centers = fast.each(lambda one, seed: fast.slic(one, seed, position, candidates, side, iterations), x, seeds)
     if hard:
         labels = fast.each(lambda one, center: fast.labels(one, center, position, candidates, side), x, centers)
-        out = Assignment.from_labels(labels, regions)
-        out.seeds, out.centers = seeds, centers
-        return out
+        index = labels.flatten(1).unsqueeze(1)
+        return Assignment._trusted(torch.ones(()).expand(index.shape), size, index, regions, seeds, centers)
     keep = _KEPT if x[:, 0].numel() > _LARGE else None
     found = [
         fast.assign(one, center, position, candidates, side, threshold, keep=keep)
         for one, center in zip(x, centers, strict=True)
     ]
     weight, index = (parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*found, strict=True))
-    return Assignment(weight, size, index=index, num_regions=regions, seeds=seeds, centers=centers)
+    return Assignment._trusted(weight, size, index, regions, seeds, centers)
 
 
 def check_update(update: str, position: float) -> None:

@@ -384,13 +384,22 @@ class Assignment(Bundle):
         every = torch.arange(self.num_regions, dtype=torch.int32, device=self.weight.device)
         return every.view(1, -1, 1).expand(self.weight.shape)
 
-    def _replaced(self, weight: Tensor, index: Tensor | None) -> Assignment:
-        """Return these regions with other weights and entries, which are not checked."""
-        held = {"weight": weight, "index": index, "seeds": self.seeds, "centers": self.centers}
-        held = {name: part for name, part in held.items() if part is not None}
-        return Assignment.__new__(Assignment)._fill(
-            list(held.values()), (list(held), self.size, self.num_regions, self.grid)
-        )
+    @classmethod
+    def _trusted(
+        cls,
+        weight: Tensor,
+        size: tuple[int, int],
+        index: Tensor | None,
+        num_regions: int,
+        seeds: Tensor | None,
+        centers: Tensor | None,
+        grid: tuple[int, int] | None = None,
+    ) -> Assignment:
+        """Return an assignment of parts that are known to fit each other: nothing is looked at."""
+        out = cls.__new__(cls)
+        out.weight, out.size, out.index, out.num_regions = weight, size, index, num_regions
+        out.seeds, out.centers, out.grid = seeds, centers, grid
+        return out
 
     def check_map(self, x: Tensor) -> None:
         """Raise unless `x` is a map ``(B, C, H, W)`` of these images."""
