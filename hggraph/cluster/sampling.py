@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hggraph._check import check_ndim, check_positive
 from hggraph.cluster._blur import blur
-from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
+from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions, whole_root
 
 __all__ = ["METHODS", "grid_of", "grid_size", "sample_centers", "sample_with_noise"]
 
@@ -142,7 +142,7 @@ def grid_centers(
 
 
 def _num_rows(size: tuple[int, int], num_regions: int) -> int:
-    wanted = math.floor(math.sqrt(num_regions * size[0] / size[1]) + 0.5)
+    wanted = (whole_root(4 * num_regions * size[0], size[1]) + 1) // 2  # the root, rounded
     return max(1, -(-num_regions // size[1]), min(wanted, num_regions, size[0]))
 
 
@@ -158,7 +158,7 @@ def density_centers(importance: Tensor, num_regions: int, *, spread: bool = Fals
     spacing = math.sqrt(size[0] * size[1] / num_regions)
     if spacing < _ROOM and not spread:
         return seeds
-    side = max(1, math.floor(spacing / _CELLS))
+    side = max(1, whole_root(size[0] * size[1], num_regions * _CELLS**2))
     density, place = _density(importance, side, _BLUR * spacing / side)
     at = torch.stack([seeds // size[1], seeds % size[1]], 2).float()
     if spread:

@@ -65,6 +65,8 @@ def region_edges(
         raise ValueError(f"`index` must have the shape of `assignment`, {tuple(assignment.shape)}, got {index.shape}.")
     if len(size) != 2 or size[0] * size[1] != assignment.shape[2]:
         raise ValueError(f"`size` {tuple(size)} must multiply to the {assignment.shape[2]} pixels of `assignment`.")
+    if assignment.device.type == "meta":
+        raise NotImplementedError("How many edges there are depends on the weights: shapes alone do not say it.")
     flat = flat_offsets(offsets)
     half = [value for k, _ in opposite_pairs(flat) for value in flat[2 * k : 2 * k + 2]]
     with torch.autocast(assignment.device.type, enabled=False):

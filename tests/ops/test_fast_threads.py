@@ -106,7 +106,7 @@ def test_cache_without_a_place(tmp_path):
 
 
 def test_without_numba(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(fast, "_found", lambda: False)
     assert not fast.available()
     with pytest.raises(ImportError, match=r"hggraph\[fast\]"):
         fast.__getattr__("slic")
