@@ -242,7 +242,7 @@ class SoftSLIC(nn.Module):
         with torch.no_grad():
             seeds = self._seeds(seen, attention, num_regions, sampling)
         features = self._embedded(seen, num_regions) if photo else self._scaled(x)
-        spacing = math.sqrt(size[0] * size[1] / num_regions)
+        spacing = (size[0] * size[1] / num_regions) ** 0.5
         assignment = soft_slic(
             features,
             seeds,

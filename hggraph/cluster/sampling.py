@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hggraph._check import check_ndim, check_positive
 from hggraph.cluster._blur import blur
-from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions, whole_root
+from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
 __all__ = ["METHODS", "grid_of", "grid_size", "sample_centers", "sample_with_noise"]
 
@@ -142,7 +140,7 @@ def grid_centers(
 
 
 def _num_rows(size: tuple[int, int], num_regions: int) -> int:
-    wanted = (whole_root(4 * num_regions * size[0], size[1]) + 1) // 2  # the root, rounded
+    wanted = round((num_regions * size[0] / size[1]) ** 0.5 + 1e-9)  # a half goes up; compilers follow it
     return max(1, -(-num_regions // size[1]), min(wanted, num_regions, size[0]))
 
 
@@ -155,10 +153,10 @@ def density_centers(importance: Tensor, num_regions: int, *, spread: bool = Fals
     batch, *size = importance.shape
     rows = _num_rows((size[0], size[1]), num_regions)
     seeds = grid_centers((size[0], size[1]), num_regions, rows, importance.device).expand(batch, -1)
-    spacing = math.sqrt(size[0] * size[1] / num_regions)
+    spacing = (size[0] * size[1] / num_regions) ** 0.5
     if spacing < _ROOM and not spread:
         return seeds
-    side = max(1, whole_root(size[0] * size[1], num_regions * _CELLS**2))
+    side = max(1, int(spacing / _CELLS))
     density, place = _density(importance, side, _BLUR * spacing / side)
     at = torch.stack([seeds // size[1], seeds % size[1]], 2).float()
     if spread:

@@ -8,7 +8,7 @@ from torch import Tensor
 from hggraph._check import check_ndim, check_positive
 from hggraph.ops import fast
 
-__all__ = ["block_side", "expand_blocks", "nearest_regions", "whole_root"]
+__all__ = ["block_side", "expand_blocks", "nearest_regions"]
 
 _PAIRS = 1 << 22  # blocks times regions handled at once
 
@@ -62,19 +62,6 @@ def block_side(size: tuple[int, int], num_regions: int) -> int:
     while side < 16 and (2 * side) ** 2 * num_regions <= size[0] * size[1]:
         side *= 2
     return side
-
-
-def whole_root(numerator: int, denominator: int) -> int:
-    """Return ``floor(sqrt(numerator / denominator))`` by comparisons alone, which a compiler of any size can follow.
-
-    Example:
-        >>> whole_root(19, 2), whole_root(1, 3)
-        (3, 0)
-    """
-    root = 0
-    while (root + 1) ** 2 * denominator <= numerator:
-        root += 1
-    return root
 
 
 def expand_blocks(index: Tensor, size: tuple[int, int], side: int) -> Tensor:
