@@ -42,7 +42,7 @@ class _Form(NamedTuple):
 
 
 # what measures best (docs/clustering.md)
-_PHOTO = _Form(iterations=4, sampling="density", candidates=6, position=2.0, threshold=0.01, smooth=1.0, connected=True)
+_PHOTO = _Form(iterations=4, sampling="density", candidates=6, position=2.0, threshold=0.03, smooth=1.0, connected=True)
 _MAP = _Form(iterations=3, sampling="grid", candidates=9, position=2.5, threshold=1e-3, smooth=0.0, connected=False)
 
 
@@ -58,7 +58,7 @@ class SoftSLIC(nn.Module):
     sampling      density                grid; with attention density
     candidates    6                      9
     position      2                      2.5
-    threshold     0.01                   0.001
+    threshold     0.03                   0.001
     smooth        1 pixel                none
     connected     yes                    no
     ============  =====================  ==========================
