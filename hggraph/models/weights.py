@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from hggraph._files import write_atomically
+from hggraph.models.weight_names import feature_sources, to_timm
 
 Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -23,24 +25,31 @@ def create_backbone(
     in_channels: int = 3,
     output_stride: int = 32,
     deep_stem: bool = False,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
 ) -> Any:
     """Make a network of timm, with all of its pretrained weights or none.
 
     Args:
         name: timm's name, for example ``"resnet101s"``, with a tag of weights or without.
         pretrained: True downloads timm's weights (and keeps them, as Hugging Face's hub does); a path reads a
-            ``.safetensors`` or ``.pth`` file of the same network. The classifier may be missing in it.
+            ``.safetensors`` or ``.pth`` file of the same network, timm's, torchvision's or lukemelas' (see
+            `hggraph.models.weight_names.to_timm`). The classifier may be missing in it.
         in_channels: Channels of the images; with others than 3 the first convolution's weights are repeated or
             summed, as timm does.
         output_stride: Image pixels per pixel of the last map; below 32 stages are dilated instead of strided.
         deep_stem: Give a ResNet a stem of three 3x3 with 64, 64 and 128 channels, for which there are no weights.
+        features_only: timm's network of features: it returns a list of maps and ends after the last of them. It takes
+            the same files, and what it lacks of the whole network may be missing in them.
+        out_indices: Which maps, by their place in timm's ``feature_info``, or how many of the last ones; timm's
+            choice if None. Only with `features_only`.
 
     Returns:
         timm's module.
 
     Raises:
-        ValueError: if timm has no such network, or not of this output stride or stem; if the file is none of weights,
-            or of another network's.
+        ValueError: if timm has no such network, or not of this output stride, stem or maps; if the file is none of
+            weights, or of another network's.
         FileNotFoundError: if `pretrained` is a path to nothing.
         RuntimeError: if the weights cannot be downloaded; the text names the file.
 
@@ -59,15 +68,17 @@ def create_backbone(
         options |= {"stem_type": "deep", "stem_width": 64}
         if pretrained is True:
             raise ValueError(f"There are no pretrained weights for {name!r} with a deep stem; use the plain one.")
-    try:
-        model = timm.create_model(name, pretrained=False, in_chans=in_channels, **options)
-    except (AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"timm's {name!r} cannot be made with {options}: it is no network with these stages."
-        ) from error
+    if out_indices is not None and not features_only:
+        raise ValueError("`out_indices` chooses maps of `features_only=True`; the whole network has none to choose.")
+    features: dict[str, Any] = {"features_only": True} if features_only else {}
+    if out_indices is not None:
+        features["out_indices"] = out_indices if isinstance(out_indices, int) else tuple(out_indices)
+    model = _make(name, in_channels, options | features)
     if pretrained is not False:
         path = _download(name) if pretrained is True else Path(pretrained)
-        _load_backbone(model, _read(path), name, path, in_channels)
+        state = _read(path)
+        whole = _make(name, in_channels, options) if features_only else model
+        _load_backbone(model, whole, state, name, path, in_channels)
     return model
 
 
@@ -115,17 +126,75 @@ def load_weights(model: nn.Module, path: str | Path, *, rename: Rename | None = 
     model.load_state_dict(state)
 
 
-def _load_backbone(model: nn.Module, state: dict[str, Tensor], name: str, path: Path, in_channels: int) -> None:
+def _make(name: str, in_channels: int, options: dict[str, Any]) -> Any:
+    import timm
+
+    # What timm raises for options that a network has not; one of features refuses with these too.
+    refusals: list[type[Exception]] = [AssertionError, NotImplementedError, TypeError]
+    if "features_only" in options:
+        refusals += [AttributeError, IndexError, RuntimeError]
+    try:
+        return timm.create_model(name, pretrained=False, in_chans=in_channels, **options)
+    except tuple(refusals) as error:
+        raise ValueError(
+            f"timm's {name!r} cannot be made with {options}: it is no network with these stages."
+        ) from error
+
+
+def _load_backbone(
+    model: nn.Module, whole: nn.Module, state: dict[str, Tensor], name: str, path: Path, in_channels: int
+) -> None:
+    """Load `model`, which is `whole` or its features alone, from a file of `whole`."""
+    config: dict[str, Any] = getattr(whole, "pretrained_cfg", {})
+    full, mine = whole.state_dict(), model.state_dict()
+    heads = tuple(f"{module}." for module in _as_tuple(config.get("classifier")))
+    sources = {key: key for key in full} if model is whole else feature_sources(mine, full)
+    if lost := sorted(key for key, source in sources.items() if source is None):
+        raise ValueError(
+            f"No weights of {name} belong to {len(lost)} parameters of its features: {_some(lost)}. "
+            "Use the whole network. Nothing was loaded."
+        )
+    sources = {key: source for key, source in sources.items() if source and not source.startswith(heads)}
+    wanted = {source: mine[key] for key, source in sources.items() if source}
+    state = {key: value for key, value in _as_timm(state, whole).items() if not key.startswith(heads)}
+    state = {key: value for key, value in state.items() if key in wanted or key not in full}
+    for first in (f"{module}.weight" for module in _as_tuple(config.get("first_conv"))):
+        if in_channels != 3 and first in state and first in wanted and state[first].shape != wanted[first].shape:
+            state[first] = _adapted(in_channels, state[first])
+    check_state(state, wanted, path, name)
+    model.load_state_dict({key: state[source] for key, source in sources.items() if source}, strict=False)
+
+
+def _as_timm(state: dict[str, Tensor], whole: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors by timm's names, as far as its layout is known."""
+    full = whole.state_dict()
+    state = to_timm(state, full.keys())
+    if not state.keys() <= full.keys():  # timm's own older layouts, by the rules beside the network
+        rules = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+        try:
+            renamed = rules(dict(state), whole) if rules else state
+        except Exception:  # they take a file of this network for granted; `check_state` says what it is instead
+            renamed = state
+        state = renamed if renamed.keys() <= full.keys() else state
+    # Files of the first PyTorch versions do not count batches.
+    counts = {key: value for key, value in full.items() if key.endswith(".num_batches_tracked") and key not in state}
+    return {
+        **state,
+        **{k: v for k, v in counts.items() if k.removesuffix("num_batches_tracked") + "running_mean" in state},
+    }
+
+
+def _adapted(in_channels: int, weight: Tensor) -> Tensor:
     from timm.models import adapt_input_conv
 
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    head, first = f"{config['classifier']}.", f"{config['first_conv']}.weight"
-    wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(head)}
-    state = {key: value for key, value in state.items() if not key.startswith(head)}
-    if first in state and in_channels != state[first].shape[1]:
-        state[first] = adapt_input_conv(in_channels, state[first])
-    check_state(state, wanted, path, name)
-    model.load_state_dict(state, strict=False)
+    try:
+        return adapt_input_conv(in_channels, weight)
+    except NotImplementedError:
+        return weight  # of another shape, as `check_state` says then
+
+
+def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:
