@@ -76,8 +76,8 @@ class SoftSLIC(nn.Module):
         downsample: Pixels per region; ``H * W / downsample`` regions, on a grid the nearest number that fills its rows.
         num_regions: A fixed number of regions instead; None uses `downsample`.
         iterations: Steps of soft SLIC.
-        sampling: How seeds are chosen, see `sample_centers`. Seeds on a full grid keep their row and column
-            (`Assignment.grid`).
+        sampling: How seeds are chosen, see `sample_centers`. Seeds on a full grid, warped or not, keep their row and
+            column (`Assignment.grid`).
         update: ``"softmax"`` or ``"column"``, see `soft_slic`.
         candidates: Consider only this many spatially nearest centres for each pixel; None considers all.
         position: How far apart two pixels at one spacing of regions are in the space of clustering; 2.5 is Superpixel
@@ -101,7 +101,8 @@ class SoftSLIC(nn.Module):
         - **output:** an `Assignment`
 
     With random sampling, centres are drawn anew each time in training mode; in eval mode from seeded noise, so that the
-    same image always gives the same regions, alone or in a batch. On a grid and by density nothing is random.
+    same image always gives the same regions, alone or in a batch. On a grid, warped or not, and by density nothing is
+    random.
 
     Example:
         >>> SoftSLIC(num_regions=6)(torch.rand(2, 8, 12, 12))
@@ -211,7 +212,9 @@ class SoftSLIC(nn.Module):
             ValueError: if a grid was asked for and there is attention.
         """
         if self.sampling == "grid" and attention is not None:
-            raise ValueError('Seeds on a grid cannot follow `attention`; take sampling="density" or leave it out.')
+            raise ValueError(
+                'Seeds on a grid cannot follow `attention`; take sampling="density" or "warp", or leave it out.'
+            )
         if self.sampling is not None:
             return self.sampling
         return "grid" if attention is None and self.feature_scale != "photo" else "density"
@@ -222,7 +225,8 @@ class SoftSLIC(nn.Module):
             check_num_regions(self.num_regions, *size)
             return self.num_regions
         wanted = size[0] * size[1] / self.downsample
-        return grid_size(size, wanted) if self.sampling_for(attention) == "grid" else max(1, round(wanted))
+        full = self.sampling_for(attention) in ("grid", "warp")
+        return grid_size(size, wanted) if full else max(1, round(wanted))
 
     def importance(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
         """Return the map, shape ``(B, H, W)``, that centres are drawn from: importance, focused by attention."""
@@ -253,7 +257,7 @@ class SoftSLIC(nn.Module):
             position=self.position / spacing,
             hard=self.hard,
         )
-        assignment.grid = grid_of(size, num_regions) if sampling == "grid" else None
+        assignment.grid = grid_of(size, num_regions) if sampling in ("grid", "warp") else None
         # learned features guide no better than colours, which are few enough for the fast path
         return connect(assignment, seen if photo else features, inplace=True) if self.connected else assignment
 
@@ -265,7 +269,7 @@ class SoftSLIC(nn.Module):
         importance = seen[:, 0].detach() if sampling == "grid" else self._importance(seen, attention)
         if sampling == "density" and attention is not None:
             return density_centers(importance.float(), num_regions, spread=True)
-        noise = None if sampling in ("grid", "density") else self._noise_for(seen)
+        noise = None if sampling in ("grid", "density", "warp") else self._noise_for(seen)
         return sample_with_noise(importance, noise, num_regions, sampling, self.oversample, self.beta)
 
     def _photo(self, x: Tensor) -> Tensor:

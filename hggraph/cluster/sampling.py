@@ -1,4 +1,4 @@
-"""Where regions start: centres sampled by importance (HG-Conv Sec. 4.1 and appendix C), on a grid, or by density."""
+"""Where regions start: by importance (HG-Conv Sec. 4.1 and appendix C), on a grid, by density, or on a warped grid."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from hggraph._check import check_ndim, check_positive
 from hggraph.cluster._blur import blur
+from hggraph.cluster._density import distinct, distinct_near, relative_density
+from hggraph.cluster.warp import warp_grid
 from hggraph.ops.nearest_regions import block_side, expand_blocks, nearest_regions
 
 __all__ = ["METHODS", "grid_of", "grid_size", "sample_centers", "sample_with_noise"]
 
-METHODS = ("topk_random", "importance", "random", "grid", "density")
+METHODS = ("topk_random", "importance", "random", "grid", "density", "warp")
 _CELLS = 5  # density is sampled this often per spacing of regions
 _BLUR = 0.5  # deviation of the blur of importance, in spacings
-_EXPONENT = 0.5  # of importance: regions of equal error where it is the size of a gradient
-_FLOOR = 0.3  # least density, in means: flat parts keep their regions
 _STEPS = 2  # of Lloyd's algorithm
 _ROOM = 4.0  # pixels of spacing under which a grid without attention is left as it is
 
@@ -39,21 +39,23 @@ def sample_centers(
     - ``"grid"``: in even rows of even numbers, whatever the importance; without randomness.
     - ``"density"``: that grid moved by Lloyd's algorithm on importance blurred at the scale of a region (a weighted
       centroidal Voronoi partition): even where nothing happens, closer where much does; without randomness.
+    - ``"warp"``: that grid, full, bent by `warp_grid` and rounded to whole pixels (of those on one pixel all but one
+      move to free ones nearby): closer where much happens, each in its row and column; without randomness.
 
     Args:
         importance: Importance map, not negative, finite (checked on the CPU), shape ``(B, H, W)``, floating point.
         num_regions: R, at least 1 and at most H * W.
-        method: One of the five above.
+        method: One of the six above.
         oversample: Candidates per region for ``"topk_random"``, at least 1.
         beta: Share of important centres for ``"topk_random"``, in [0, 1].
         generator: Source of randomness, on the device of `importance`; the global one when None.
 
     Returns:
         Flat pixel indices ``y * W + x``, shape ``(B, R)``, long, without duplicates; ascending for the random methods,
-        in the order of the grid for the others. Not differentiable. No host synchronisation.
+        in the order of the grid for the others. Not differentiable (`warp_grid` is). No host synchronisation.
 
     Raises:
-        ValueError: if an argument is out of range, or there are fewer pixels than regions.
+        ValueError: if an argument is out of range, there are fewer pixels than regions, or they fill no grid to warp.
 
     Example:
         >>> sample_centers(torch.tensor([[[0.0, 9.0, 0.0]]]), 1, beta=1.0)
@@ -82,6 +84,8 @@ def sample_with_noise(
         raise ValueError("`importance` must be finite and not negative. Check the map it was made of.")
     if method == "density":
         return density_centers(weight.view_as(importance), num_regions)
+    if method == "warp":
+        return warp_centers(weight.view_as(importance), num_regions)
     assert noise is not None
     noise = noise.expand(batch, -1)
     if method == "random":
@@ -178,16 +182,24 @@ def density_centers(importance: Tensor, num_regions: int, *, spread: bool = Fals
     pixel = (at + 0.499).floor().long()  # halves, which are common, go down on every machine
     flat = pixel[..., 0].clamp(0, size[0] - 1) * size[1] + pixel[..., 1].clamp(0, size[1] - 1)
     pixels = density.repeat_interleave(side, 1)[:, : size[0]].repeat_interleave(side, 2)[..., : size[1]]
-    return _distinct(flat, pixels.flatten(1))
+    return distinct(flat, pixels.flatten(1))
 
 
-def _distinct(seeds: Tensor, density: Tensor) -> Tensor:
-    """Move each seed ``(B, R)`` that stands where another does to a free pixel, the densest ``(B, P)`` first."""
-    ordered, order = seeds.sort(dim=1, stable=True)
-    doubled = F.pad(ordered.diff(dim=1) == 0, (1, 0))
-    free = density.scatter(1, seeds, -1.0).topk(seeds.shape[1]).indices
-    moved = torch.where(doubled, free.gather(1, (doubled.cumsum(1) - 1).clamp(min=0)), ordered)
-    return torch.empty_like(moved).scatter(1, order, moved)
+def warp_centers(importance: Tensor, num_regions: int) -> Tensor:
+    """Return the seeds of ``"warp"``, shape ``(B, R)``: region ``row * columns + column`` stands at that point."""
+    size = (importance.shape[1], importance.shape[2])
+    grid = grid_of(size, num_regions)
+    if grid is None:
+        below = next(n for n in range(num_regions - 1, 0, -1) if grid_of(size, n))
+        above = next(n for n in range(num_regions + 1, size[0] * size[1] + 1) if grid_of(size, n))
+        raise ValueError(
+            f"`num_regions` must fill a grid on {size[0]} x {size[1]} pixels to be warped, got {num_regions}; take "
+            f"{below} or {above}."
+        )
+    at = warp_grid(importance, grid).flatten(1, 2)
+    pixel = (at + 0.501).floor().long()  # halves, which are common, go up as on a grid
+    y, x = pixel[..., 0].clamp(0, size[0] - 1), pixel[..., 1].clamp(0, size[1] - 1)
+    return distinct_near(y * size[1] + x, size)
 
 
 def _bent(at: Tensor, density: Tensor, size: tuple[int, int]) -> Tensor:
@@ -222,9 +234,7 @@ def _density(importance: Tensor, side: int, deviation: float) -> tuple[Tensor, T
     ]
     count = (lengths[0][:, None] * lengths[1]).to(total.dtype)
     mean = blur(total / count, deviation)
-    level = mean.mean((1, 2), keepdim=True)
-    density = (mean / torch.where(level > 0, level, 1)).pow(_EXPONENT).clamp(min=_FLOOR)
-    density = torch.where(level > 0, density, 1) * count
+    density = relative_density(mean) * count
     middles = [
         torch.arange(len(length), device=importance.device) * side + (length - 1).to(total.dtype) / 2
         for length in lengths

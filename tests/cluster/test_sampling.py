@@ -158,7 +158,7 @@ def test_topk_random_fills_up_with_others():
         ({"num_regions": 7}, "at most the number of pixels, 2 x 3 = 6, got 7"),
         ({"num_regions": 0}, "`num_regions` must be a whole number >= 1, got 0"),
         ({"num_regions": 1.5}, "`num_regions` must be a whole number >= 1, got 1.5"),
-        ({"method": "best"}, r"`method` must be one of .*'density'\), got 'best'"),
+        ({"method": "best"}, r"`method` must be one of .*'warp'\), got 'best'"),
         ({"oversample": 0}, "`oversample` must be a whole number >= 1, got 0"),
         ({"beta": 1.5}, r"`beta` must be in \[0, 1\], got 1.5"),
         ({"beta": math.nan}, r"`beta` must be in \[0, 1\], got nan"),
