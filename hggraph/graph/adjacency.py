@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hggraph._check import check_ndim, check_range
 from hggraph.graph._bundle import Bundle
+from hggraph.graph.grid_graph import grid_graph
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops.region_adjacency import strongest_direction, tie
 from hggraph.ops.typed_aggregate import EPSILON
@@ -31,7 +32,10 @@ class RegionAdjacency(Bundle):
         dense: Weights, shape ``(B, K, R, R)``, target before source; or None when `edges` is given.
         degree: Sums of `dense` over the sources, shape ``(B, K, R)``; computed when needed if None.
         edges: ``(edge_index (2, E), edge_type (E,), edge_weight (E,))`` over the flat node index ``b * R + r``.
-        batch_size: B, needed with `edges`.
+        grid: Rows and columns of nodes that are the neighbours of a grid, region ``row * columns + column``: the
+            adjacency of `grid_graph`, of which nothing is stored; a layer on it is a convolution over the nodes.
+        like: A tensor that says device and floating-point type, needed with `grid`.
+        batch_size: B, needed with `edges` and `grid`.
         num_regions: R, needed with `edges`.
         max_direction: Whether only the strongest direction of each pair is there.
 
@@ -53,12 +57,14 @@ class RegionAdjacency(Bundle):
         *,
         degree: Tensor | None = None,
         edges: tuple[Tensor, Tensor, Tensor] | None = None,
+        grid: tuple[int, int] | None = None,
+        like: Tensor | None = None,
         batch_size: int = 0,
         num_regions: int = 0,
         max_direction: bool = False,
     ) -> None:
-        if (dense is None) == (edges is None):
-            raise ValueError("Give either `dense` or `edges`.")
+        if (dense is not None) + (edges is not None) + (grid is not None) != 1:
+            raise ValueError("Give one of `dense`, `edges` and `grid`.")
         if dense is not None:
             if dense.dim() != 4 or dense.shape[1] != len(stencil) or dense.shape[2] != dense.shape[3]:
                 raise ValueError(
@@ -70,21 +76,29 @@ class RegionAdjacency(Bundle):
         if edges is not None:
             _check_edges(edges, batch_size, len(stencil), num_regions)
         parts = (dense, degree) if edges is None else edges
-        self._fill([part for part in parts if part is not None], (stencil, batch_size, num_regions, max_direction))
+        if grid is not None:
+            if like is None or stencil.ndim != 2:
+                raise ValueError(f"A `grid` needs `like` and a stencil of two axes, got {like} and {stencil!r}.")
+            parts, num_regions, max_direction = (like.new_empty(0),), grid[0] * grid[1], True
+        rest = (stencil, batch_size, num_regions, max_direction, grid)
+        self._fill([part for part in parts if part is not None], rest)
 
-    def _fill(self, tensors: list[Any], rest: tuple[Stencil, int, int, bool]) -> RegionAdjacency:
-        """Set dense, dense and degree, or the three of edges, and what is no tensor; nothing is checked."""
-        self.stencil, self.batch_size, self.num_regions, self.max_direction = rest
+    def _fill(self, tensors: list[Any], rest: tuple[Stencil, int, int, bool, Any]) -> RegionAdjacency:
+        """Set what is stored of one of the three forms, and what is no tensor; nothing is checked."""
+        self.stencil, self.batch_size, self.num_regions, self.max_direction, self.grid = rest
         self._edges = (tensors[0], tensors[1], tensors[2]) if len(tensors) == 3 else None
-        self._dense, self._degree = (None, None) if len(tensors) == 3 else (*tensors, None)[:2]
+        self._dense, self._degree = (None, None)
+        self._like = tensors[0] if self.grid is not None else None  # empty
+        if self._edges is None and self._like is None:
+            self._dense, self._degree = (*tensors, None)[:2]
         self._normalized: Tensor | None = None
         self._restricted: dict[tuple[Stencil, bool], RegionAdjacency] = {}
         return self
 
-    def _parts(self) -> tuple[list[Any], tuple[Stencil, int, int, bool]]:
+    def _parts(self) -> tuple[list[Any], tuple[Stencil, int, int, bool, Any]]:
         """Return what `_fill` takes."""
-        tensors = (self._dense, self._degree) if self._edges is None else self._edges
-        rest = (self.stencil, self.batch_size, self.num_regions, self.max_direction)
+        tensors = (self._dense, self._degree, self._like) if self._edges is None else self._edges
+        rest = (self.stencil, self.batch_size, self.num_regions, self.max_direction, self.grid)
         return [tensor for tensor in tensors if tensor is not None], rest
 
     @property
@@ -96,8 +110,7 @@ class RegionAdjacency(Bundle):
     def _weight(self) -> Tensor:
         if self._dense is not None:
             return self._dense
-        assert self._edges is not None
-        return self._edges[2]
+        return self._like if self._edges is None else self._edges[2]  # type: ignore[return-value]
 
     def to_dense(self) -> Tensor:
         """Return the raw weights A_k[i, j], shape ``(B, K, R, R)``, target i before source j.
@@ -107,11 +120,10 @@ class RegionAdjacency(Bundle):
         """
         if self._dense is not None:
             return self._dense
-        assert self._edges is not None
         shape = (self.batch_size, len(self.stencil), self.num_regions, self.num_regions)
         if shape[0] * shape[1] * shape[2] * shape[3] > _DENSE_LIMIT:
             raise ValueError(f"Dense adjacency matrices of shape {shape} are too large; use `to_edges()`.")
-        (source, target), edge_type, edge_weight = self._edges
+        (source, target), edge_type, edge_weight = self.to_edges()
         regions = self.num_regions
         index = (target // regions, edge_type, target % regions, source % regions)
         return edge_weight.new_zeros(shape).index_put(index, edge_weight)
@@ -126,6 +138,9 @@ class RegionAdjacency(Bundle):
         """
         if self._edges is not None:
             return self._edges
+        if self.grid is not None:
+            graph = grid_graph(self.grid, self.stencil, batch_size=self.batch_size, device=self._weight.device)
+            return graph.edge_index, graph.edge_type, self._weight.new_ones(len(graph.edge_type))
         assert self._dense is not None
         by_target = self._dense.transpose(1, 2)  # (B, R, K, R)
         image, target, edge_type, source = by_target.nonzero(as_tuple=True)
@@ -175,6 +190,8 @@ class RegionAdjacency(Bundle):
             raise ValueError(f"`stencil` must lie in {self.stencil!r}, which lacks {missing[:3]}.")
         if stencil == self.stencil and max_direction == self.max_direction:
             return self
+        if self.grid is not None:
+            return RegionAdjacency(stencil, grid=self.grid, like=self._like, batch_size=self.batch_size)
         if self.max_direction:
             raise ValueError(
                 f"This adjacency has the strongest of {len(self.stencil)} directions only; to choose among "
@@ -217,7 +234,7 @@ class RegionAdjacency(Bundle):
 
     def __repr__(self) -> str:
         """Show sizes."""
-        form = "dense" if self.is_dense else "edges"
+        form = "dense" if self.is_dense else "edges" if self.grid is None else f"grid={self.grid}"
         return f"RegionAdjacency({self.stencil!r}, batch_size={self.batch_size}, regions={self.num_regions}, {form})"
 
 

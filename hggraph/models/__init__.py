@@ -9,6 +9,7 @@ from hggraph.models.deeplab_v3_plus import deeplab_v3_plus as deeplab_v3_plus
 from hggraph.models.export import export_onnx as export_onnx
 from hggraph.models.fold import fold_batch_norm as fold_batch_norm
 from hggraph.models.gald import gald as gald
+from hggraph.models.hg_cnn import hg_cnn as hg_cnn
 from hggraph.models.hg_detector import hg_detector as hg_detector
 from hggraph.models.hg_hrnet import hg_hrnet as hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation as hg_orientation

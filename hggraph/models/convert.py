@@ -1,97 +1,86 @@
-"""HG stages for any CNN made of residual blocks."""
+"""Any CNN on regions: a stride is a partition."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import nn
 
+from hggraph._check import check_positive
 from hggraph.cluster import SoftSLIC
-from hggraph.nn import HGStage
-from hggraph.stencil import Stencil
+from hggraph.nn.on_regions import on_regions
 
 __all__ = ["convert"]
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def convert(
-    module: nn.Module,
-    stages: str | Sequence[str],
+    network: Network,
     *,
-    clusterer: nn.Module | None = None,
-    stencil: Stencil | None = None,
-    concat: bool = False,
-) -> nn.Module:
-    """Return a copy of a CNN in which the named stages run on regions, with the same weights.
+    from_stride: int = 8,
+    clusterer: nn.Module | Sequence[nn.Module] | None = None,
+    pooling: str = "mean",
+    directions: str = "birth",
+    back: str = "soft",
+    nested: bool = True,
+    steps: bool = True,
+) -> Network:
+    """Return a copy of a CNN in which every stride beyond `from_stride` is a level of regions, with the same weights.
 
-    Each stage becomes an `HGStage` of its own, which clusters the map that reaches it. Strides and dilations have no
-    meaning on regions, so that its output has the size of its input: the layers after it have to take any size, as
-    convolutions and global pooling do.
+    A layer with a stride computes at every pixel of the finer level, and the regions pool the result; outputs of a
+    coarser stride come back to the map of `from_stride`. With ``clusterer=Cells(), pooling="sample"`` the regions are
+    the stride's own cells, and the network is the strided one, each of its values repeated over a cell.
 
     Args:
-        module: A network that calls the stages with one map, for example of timm or torchvision.
-        stages: Names of sub-modules, for example ``"layer4"`` or ``["stage4.2.branches.0"]``; each holds blocks of
-            timm's or torchvision's kinds `BasicBlock` and `Bottleneck`.
-        clusterer: What clusters; each stage gets a copy. ``SoftSLIC()`` when None.
-        stencil: Directions; ``Stencil.square(3)`` when None.
-        concat: Concatenate a stage's input and output and put them through a new 1x1 convolution, which starts as
-            the output alone. False gives the output alone.
+        network: A module called with one image first, for example of torchvision or timm, ``features_only`` or not.
+            Parameters and their names stay, and so do its class and methods; regions come and go by hooks.
+        from_stride: The last stride that stays one, image pixels per pixel of its map.
+        clusterer: Makes the regions of a level: one, of which each level gets a copy, or one for each. None: regions of
+            four pixels whose seeds stand on a grid, ``SoftSLIC(4)``; each level clusters the nodes of the one before.
+        pooling: ``"mean"``, by area, in global means too; or ``"sample"``, the pixel of a region's seed.
+        directions: ``"birth"``, ``"borders"``, ``"geometry"``; see `hggraph.graph.directions.directed`.
+        back: ``"soft"``, ``"nearest"`` or ``"bilinear"``; see `hggraph.nn.RegionLevel`.
+        nested: Regions of regions; False: each level's regions are of the map of `from_stride`, as regions without a
+            grid have to be.
+        steps: False: one level, in one jump from the map of `from_stride`, as in HG-Conv; with ``SoftSLIC(64)`` to the
+            paper's 1/64. Layers with a stride after the first then have none.
 
     Returns:
-        The copy; `module` stays as it is.
+        The copy; `network` stays as it is. Its attribute `region_levels` holds the levels and, after a pass, their
+        regions; set ``region_levels.attention`` to say where those of the next pass should crowd.
 
     Raises:
-        ValueError: if there is no such stage (the text names near ones), it holds other blocks, or a block has parts
-            that do not carry over to regions, attention for example.
+        ValueError: if there is no stride beyond, or the network has a part that has no form on regions: one that
+            upsamples inside, for example, or strides without a layer that says so.
+
+    Note:
+        The network runs twice on an image of zeros, to find its strides and to see that it still runs.
 
     Example:
-        >>> import timm, torch
-        >>> net = convert(timm.create_model("resnet18", num_classes=10), "layer4").eval()
-        >>> net(torch.rand(1, 3, 128, 128)).shape
-        torch.Size([1, 10])
+        >>> import torch, torchvision
+        >>> from hggraph.cluster import Cells
+        >>> features = torchvision.models.mobilenet_v2().features.eval()
+        >>> net = convert(features, from_stride=8, clusterer=Cells(), pooling="sample")
+        >>> photo = torch.rand(1, 3, 64, 96)
+        >>> with torch.no_grad():
+        ...     same = torch.allclose(net(photo)[:, :, ::4, ::4], features(photo), atol=1e-5)
+        >>> net(photo).shape, same
+        (torch.Size([1, 1280, 8, 12]), True)
     """
-    names = [stages] if isinstance(stages, str) else list(stages)
-    if not names:
-        raise ValueError("`stages` must name at least one stage, got none.")
-    known = dict(module.named_modules())
-    for name in names:
-        if name not in known or not name:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise ValueError(f"`module` has no stage {name!r}.{hint}")
-    out = copy.deepcopy(module)
-    for name in names:
-        parent = out.get_submodule(name.rpartition(".")[0])
-        stage = parent.get_submodule(name.rpartition(".")[2])
-        setattr(parent, name.rpartition(".")[2], _on_regions(name, stage, clusterer, stencil, concat))
+    check_positive("from_stride", from_stride)
+    out = copy.deepcopy(network)
+    levels = on_regions(
+        out,
+        SoftSLIC(4) if clusterer is None else clusterer,
+        from_stride=from_stride,
+        pooling=pooling,
+        directions=directions,
+        back=back,
+        nested=nested,
+        steps=steps,
+    )
+    out.region_levels = levels
     return out
-
-
-def _on_regions(
-    name: str, stage: nn.Module, clusterer: nn.Module | None, stencil: Stencil | None, concat: bool
-) -> HGStage:
-    if not isinstance(stage, nn.Sequential | nn.ModuleList):
-        raise ValueError(
-            f"Stage {name!r} must be a sequence of residual blocks, got {type(stage).__name__}: it cannot be converted."
-        )
-    blocks: Iterable[nn.Module] = stage.children()
-    clusterer = SoftSLIC() if clusterer is None else copy.deepcopy(clusterer)
-    try:
-        out = HGStage.from_stage(blocks, clusterer, stencil=stencil)
-    except ValueError as error:
-        raise ValueError(f"Stage {name!r} cannot be converted: {error}") from error
-    out.training = stage.training
-    if concat:
-        out.fuse = _output_alone(stage)
-    return out
-
-
-def _output_alone(stage: nn.Module) -> nn.Conv2d:
-    convolutions = [part for part in stage.modules() if isinstance(part, nn.Conv2d)]
-    norms = [part for part in stage.modules() if isinstance(part, nn.BatchNorm2d)]
-    before, after = convolutions[0].in_channels, norms[-1].num_features
-    fuse = nn.Conv2d(before + after, after, 1, bias=False)
-    nn.init.zeros_(fuse.weight)
-    nn.init.eye_(fuse.weight[:, before:, 0, 0].detach())
-    return fuse.to(convolutions[0].weight)

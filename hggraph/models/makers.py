@@ -7,6 +7,7 @@ from collections.abc import Callable
 from hggraph.models._network import SegmentationNetwork
 from hggraph.models.deeplab_v3_plus import deeplab_v3_plus
 from hggraph.models.gald import gald
+from hggraph.models.hg_cnn import hg_cnn
 from hggraph.models.hg_hrnet import hg_hrnet
 from hggraph.models.hg_orientation import hg_orientation
 from hggraph.models.hg_resnet import hg_resnet
@@ -21,6 +22,7 @@ __all__ = ["MAKERS", "Maker"]
 Maker = Callable[..., SegmentationNetwork]
 MAKERS: dict[str, Maker] = {
     "hg_resnet": hg_resnet,
+    "hg_cnn": hg_cnn,
     "hg_hrnet": hg_hrnet,
     "hg_resunet": hg_resunet,
     "hg_orientation": hg_orientation,

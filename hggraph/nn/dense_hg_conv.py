@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph import ops
@@ -90,11 +91,43 @@ class DenseHGConv(nn.Module):
         """Convolve; see the class for shapes."""
         if adjacency.stencil != self.stencil:
             raise ValueError(f"`adjacency` must be over {self.stencil!r}, got {adjacency.stencil!r}.")
-        # the layers of a stage share one normalised adjacency
-        normalized = adjacency.normalized()
-        out = ops.typed_aggregate_dense(x, self.weight, normalized, groups=self.groups, normalize=False)
+        out = aggregate(x, self.weight, adjacency, self.groups)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def __repr__(self) -> str:
         """Show channels and stencil."""
         return typed_repr(self)
+
+
+def aggregate(x: Tensor, weight: Tensor, adjacency: RegionAdjacency, groups: int = 1) -> Tensor:
+    """Return ``D_k^-1 A_k x W_k`` summed over the directions, for regions ``(B, R, C)`` and weights ``(K, C / g, O)``.
+
+    By the adjacency's form: a convolution over the nodes of a grid, matrix products, or sums over edges.
+    """
+    if adjacency.grid is not None and (square := _square(adjacency.stencil)) is not None:
+        kernel, dilation = square
+        taps = weight.permute(2, 1, 0).unflatten(2, kernel)
+        nodes = F.pad(x.mT.unflatten(2, adjacency.grid), _padding(kernel, dilation))
+        return F.conv2d(nodes, taps, dilation=dilation, groups=groups).flatten(2).mT
+    if adjacency.is_dense:
+        # the layers of a stage share one normalised adjacency
+        return ops.typed_aggregate_dense(x, weight, adjacency.normalized(), groups=groups, normalize=False)
+    edge_index, edge_type, edge_weight = adjacency.to_edges()
+    rows = x.flatten(0, 1)
+    return ops.typed_aggregate(rows, weight, edge_index, edge_type, edge_weight, groups=groups).unflatten(
+        0, x.shape[:2]
+    )
+
+
+def _square(stencil: Stencil) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return kernel size and dilation of the convolution that has this stencil, None if none has."""
+    axes = [sorted({offset[axis] for offset in stencil}) for axis in range(stencil.ndim)]
+    kernel = tuple(len(values) for values in axes)
+    dilation = tuple(values[1] - values[0] if len(values) > 1 else 1 for values in axes)
+    return (kernel, dilation) if stencil == Stencil.square(kernel, dilation=dilation) else None
+
+
+def _padding(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+    """Return what `F.pad` takes for an output of the size of the input: last axis first."""
+    sides = [(step * (size // 2), step * (size - 1 - size // 2)) for size, step in zip(kernel, dilation, strict=True)]
+    return [length for side in reversed(sides) for length in side]

@@ -1,0 +1,83 @@
+"""Where a network strides: found by running it once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["Call", "find_calls"]
+
+
+class Call(NamedTuple):
+    """A module's call: its name, and the strides of its first input and its output, None where they are no maps."""
+
+    name: str
+    module: nn.Module
+    before: int | None
+    after: int | None
+    channels: int
+    single: bool  # the input is one value for each channel
+
+
+def find_calls(network: nn.Module, side: int) -> tuple[list[Call], list[int | None]]:
+    """Run a network once on an image of `side` pixels; return its modules' calls in order, and its outputs' strides.
+
+    Raises:
+        ValueError: if it does not run.
+    """
+    calls: list[Call] = []
+    names = {module: name for name, module in network.named_modules()}
+    begun: dict[int, int] = {}
+
+    def begin(module: nn.Module, args: Any) -> None:
+        x = _first(args)
+        call = Call(names[module], module, _stride(x, side), None, 0 if x is None else x.shape[1], _single(x))
+        begun[id(module)] = len(calls)
+        calls.append(call)
+
+    def end(module: nn.Module, args: Any, out: Any) -> None:
+        index = begun[id(module)]
+        calls[index] = calls[index]._replace(after=_stride(_first(out), side))
+
+    handles = []
+    for module in names:
+        if not isinstance(module, torch.jit.ScriptModule):
+            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    modes = [(module, module.training) for module in network.modules()]
+    first: Any = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise ValueError(f"The network must have convolutions, got {type(network).__name__} without one.")
+    try:
+        network.eval()
+        with torch.no_grad():
+            out = network(first.weight.new_zeros(1, first.in_channels, side, side))
+    except Exception as error:
+        raise ValueError(
+            f"The network does not run on an image of {first.in_channels} channels and {side} x {side} pixels, which "
+            f"shows where it strides: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return calls, [_stride(value, side) for value in pytree.tree_leaves(out)]
+
+
+def _first(value: Any) -> Tensor | None:
+    """Return the first tensor among arguments or results."""
+    return next((leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)), None)
+
+
+def _single(x: Tensor | None) -> bool:
+    return x is not None and (x.dim() == 2 or (x.dim() == 4 and x.shape[2:] == (1, 1)))
+
+
+def _stride(x: Any, side: int) -> int | None:
+    """Return the whole stride of a map, to the nearest power of two, None for what is no map."""
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3] or x.shape[2] < 2:
+        return None
+    return 2 ** max(0, round(torch.tensor(side / x.shape[2]).log2().item()))

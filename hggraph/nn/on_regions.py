@@ -1,0 +1,431 @@
+"""Strides become levels of regions, in any network that is made of modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from hggraph.cluster import Cells
+from hggraph.graph import Assignment
+from hggraph.nn._strides import Call, find_calls
+from hggraph.nn.dense_hg_conv import aggregate
+from hggraph.nn.region_level import RegionLevel
+from hggraph.stencil import Stencil
+
+__all__ = ["RegionConv2d", "RegionLevels", "on_regions"]
+
+_STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+_SAME = ("Conv2dSame", "StdConv2dSame", "ScaledStdConv2dSame", "MaxPool2dSame", "AvgPool2dSame")  # timm pads by size
+_BLUR = ("BlurPool2d",)
+
+
+class RegionLevels(nn.ModuleList):
+    """The levels of a network on regions, from fine to coarse, and what they need in a forward pass.
+
+    Attributes:
+        attention: Where regions should crowd in the next pass, ``(B, H, W)`` in [0, 1] of any size, or None.
+        given: An `Assignment` of the map of the first level, to take instead of clustering, or None.
+    """
+
+    def __init__(self, levels: Sequence[RegionLevel]) -> None:
+        super().__init__(levels)
+        self.attention: Tensor | None = None
+        self.given: Assignment | None = None
+        self._base: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: nothing of a pass."""
+        return self.__dict__ | {"attention": None, "given": None, "_base": None}
+
+    def forward(self, x: Any) -> Any:
+        """Return `x`: a ``Sequential`` whose child this is calls all of its children."""
+        return x
+
+    def begin(self) -> None:
+        """Forget the regions of the last pass."""
+        self._base = None
+        for level in self:
+            level.leave()
+
+    @property
+    def base(self) -> Tensor:
+        """The map that the first level was made of in the last pass."""
+        if self._base is None:
+            raise RuntimeError("No map has reached the first level of regions yet.")
+        return self._base
+
+    def enter(self, number: int, x: Tensor) -> None:
+        """Make the regions of a level of the map, or of the nodes, that reach it."""
+        level: Any = self[number]
+        if number == 0:
+            self._base = x
+        finer: Any = self[number - 1] if number else None
+        seen = x if level.nested or not number else self.base
+        attention = self.attention
+        if attention is not None:
+            attention = F.interpolate(attention[:, None], tuple(seen.shape[2:]), mode="area")[:, 0]
+        level.enter(seen, attention, self.given if number == 0 else None, finer)
+
+    def to_map(self, z: Tensor, number: int = -1) -> Tensor:
+        """Bring the nodes of a level back to the map of the first."""
+        level: Any = self[number]
+        return level.to_map(z)
+
+    def restore(self, value: Any, number: int) -> Any:
+        """Bring a tensor of nodes back; what has another size is no map of nodes, and stays."""
+        level: Any = self[number]
+        if not isinstance(value, Tensor) or value.dim() != 4 or tuple(value.shape[2:]) != level.shape:
+            return value
+        return self.to_map(value, number)
+
+
+class RegionConv2d(nn.Conv2d):
+    """A convolution over nodes laid out as a map, along the typed edges of their level (HG-Conv Eq. 3).
+
+    Holds the weights of the convolution that it was. Its dilation has no meaning on regions.
+    """
+
+    levels: list[RegionLevel]  # in a list: the level is another module's child
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, level: RegionLevel) -> RegionConv2d:
+        """Take over a convolution's parameters themselves."""
+        if type(conv).forward is not nn.Conv2d.forward and type(conv).__name__ != "Conv2dSame":
+            raise ValueError(f"{type(conv).__name__} is no plain convolution and has no form on typed edges.")
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"padding_mode={conv.padding_mode!r} has no meaning on regions.")
+        out = cls.__new__(cls)
+        out.__dict__ = conv.__dict__.copy()
+        out.levels = [level]
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve nodes ``(B, C, rows, columns)``."""
+        adjacency = self.levels[0].adjacency(Stencil.square(tuple(self.kernel_size)))
+        weight = self.weight.flatten(2).permute(2, 1, 0)
+        out = aggregate(x.flatten(2).mT, weight, adjacency, self.groups)
+        out = out if self.bias is None else out + self.bias.to(out.dtype)
+        return out.mT.unflatten(2, x.shape[2:]).contiguous()
+
+
+class _Strided:
+    """A strided layer in two steps: the same layer at every pixel of the finer level, then the regions' pooling."""
+
+    def __init__(self, layer: Any, level: RegionLevel) -> None:
+        self.level, self.name = level, type(layer).__name__
+        self.stride = _pair(layer.stride)
+        self.kernel = _pair(getattr(layer, "kernel_size", 1))
+        self.reach = tuple(
+            step * (k - 1) for k, step in zip(self.kernel, _pair(getattr(layer, "dilation", 1)), strict=True)
+        )
+        self.padding = (0, 0) if isinstance(getattr(layer, "padding", 0), str) else _pair(getattr(layer, "padding", 0))
+        self.average = isinstance(layer, nn.AvgPool2d)
+        self.partial = self.average and (not layer.count_include_pad or self.padding == (0, 0))
+        self.fill = -torch.inf if isinstance(layer, nn.MaxPool2d) else 0.0
+        whole = self.average and self.kernel == self.stride and level.pooling == "mean"  # its window is the region
+        self.first = whole or self.reach == (0, 0)  # what acts on pixels one by one acts on their means
+        self.offset = (0, 0)
+        self.sized = self.name in _SAME + _BLUR or isinstance(layer, RegionConv2d)  # keeps the size without a stride
+        if self.first and self.average:
+            layer.kernel_size = (1, 1)
+        if not self.sized:
+            layer.padding = (0, 0)
+        layer.stride = 1 if self.name in _BLUR else (1, 1)
+        if self.average:
+            layer.ceil_mode = False
+
+    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Pool a map, or pad it so that the layer keeps its size."""
+        x = args[0]
+        self.offset = self._offset(x.shape[2:])
+        if self.first:
+            return (self.level.pool(x, self.offset), *args[1:])
+        if self.sized:
+            return args
+        (top, bottom), (left, right) = ((r // 2, r - r // 2) for r in self.reach)
+        return (F.pad(x, (left, right, top, bottom), value=self.fill), *args[1:])
+
+    def after(self, layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """Pool what the layer has computed at the finer level."""
+        if self.first:
+            return out
+        if self.partial and not self.sized:
+            height, width = args[0].shape[2:]
+            (top, bottom), (left, right) = ((r // 2, r - r // 2) for r in self.reach)
+            ones = out.new_ones(1, 1, height - top - bottom, width - left - right)
+            out = out / F.avg_pool2d(F.pad(ones, (left, right, top, bottom)), self.kernel, 1)
+        return self.level.pool(out, self.offset)
+
+    def _offset(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return where in a cell the window's middle stands."""
+        out = []
+        for length, stride, reach, padding in zip(size, self.stride, self.reach, self.padding, strict=True):
+            if self.name in _SAME:
+                padding = max((-(-length // stride) - 1) * stride + reach + 1 - length, 0) // 2
+            out.append(0 if self.name in _BLUR else min(max(reach // 2 - padding, 0), stride - 1))
+        return out[0], out[1]
+
+
+class _Unstrided(_Strided):
+    """A layer that has had a stride, at every node: in one jump the regions stand for it already."""
+
+    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Pad the nodes so that the layer keeps their number."""
+        return args if self.first else super().before(layer, args)
+
+    def after(self, layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """Return what the layer has computed."""
+        return out
+
+
+class _Mean:
+    """A global mean in which each node counts by its area; for squeeze-and-excitation and global pooling."""
+
+    def __init__(self, level: RegionLevel) -> None:
+        self.level = level
+        self.held: Tensor | None = None
+
+    def hold(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the map that a module will take the mean of."""
+        self.held = args[0]
+
+    def put(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Give the layer that gets the mean the mean by area."""
+        assert self.held is not None
+        mean, self.held = self.level.mean(self.held), None
+        return (mean.view(args[0].shape), *args[1:])
+
+    def replace(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """Return the mean by area in place of the mean."""
+        return self.level.mean(args[0]).view(out.shape)
+
+
+class _Pass:
+    """What happens around a forward pass of a whole network, and where a level begins."""
+
+    def __init__(self, levels: RegionLevels, number: int = 0, leaves: Sequence[int | None] = ()) -> None:
+        self.levels, self.number, self.leaves = levels, number, tuple(leaves)
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        """Forget the last pass."""
+        self.levels.begin()
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Make a level's regions."""
+        self.levels.enter(self.number, args[0])
+
+    def end(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """Bring outputs that are nodes back to the map of the first level."""
+        leaves, spec = pytree.tree_flatten(out)
+        if len(leaves) != len(self.leaves):
+            raise RuntimeError(f"The network returned {len(leaves)} tensors, and {len(self.leaves)} when converted.")
+        found = [
+            leaf if level is None else self.levels.restore(leaf, level)
+            for leaf, level in zip(leaves, self.leaves, strict=True)
+        ]
+        return pytree.tree_unflatten(found, spec)
+
+
+def on_regions(
+    network: nn.Module,
+    clusterer: nn.Module | Sequence[nn.Module],
+    *,
+    from_stride: int = 1,
+    pooling: str = "mean",
+    directions: str = "birth",
+    back: str = "soft",
+    nested: bool = True,
+    steps: bool = True,
+    noise_cancel: bool = True,
+    max_direction: bool = True,
+    whole: bool = True,
+) -> RegionLevels:
+    """Make every stride of a network beyond `from_stride` a level of regions, in place.
+
+    A layer with a stride computes at every pixel (or node) of the finer level, and the result is pooled by the regions
+    of the level; nodes go on as a map, so that all that acts on each of them, and convolutions over regions born on a
+    grid, stay the layers that they are. Other directions make convolutions `RegionConv2d`. Parameters and their names
+    stay. What runs is found by running the network once on zeros.
+
+    Args:
+        network: Changed in place, with hooks on its modules.
+        clusterer: One for all levels, each of which gets a copy, or one for each.
+        from_stride: Strides up to it stay.
+        pooling: See `RegionLevel`, as for those that follow.
+        directions: How edges are typed.
+        back: The way back.
+        nested: Regions of regions.
+        steps: False: one level, in one jump; layers with a stride after the first have none.
+        noise_cancel: For ``"borders"``.
+        max_direction: For ``"borders"``.
+        whole: Forget the last pass when the network is called, and bring its outputs back.
+
+    Returns:
+        The levels. They are no child of the network yet.
+
+    Raises:
+        ValueError: if there are no such strides, or the network cannot be converted; the text says why.
+    """
+    side = 24 * from_stride if from_stride >= 8 else 96
+    calls, outputs = find_calls(network, side)
+    groups = _groups(calls, from_stride)
+    clusterers = _copies(clusterer, groups if steps else groups[:1], nested)
+    options: Any = {"pooling": pooling, "directions": directions, "back": back}
+    options |= {"noise_cancel": noise_cancel, "max_direction": max_direction}
+    levels = RegionLevels([RegionLevel(one, nested=nested or not i, **options) for i, one in enumerate(clusterers)])
+    level_of = {after: min(number, len(levels) - 1) for number, (_, after) in enumerate(groups)}
+    _put_means(calls, levels, level_of)
+    if directions != "birth":
+        calls = _put_convolutions(network, calls, levels, level_of)
+    for number, strides in enumerate(groups):
+        keep = _Strided if number < len(levels) else _Unstrided
+        if number < len(levels):
+            _entry(calls, strides).register_forward_pre_hook(_Pass(levels, number).enter)
+        for layer in _layers(calls, strides):
+            strided = keep(layer, levels[min(number, len(levels) - 1)])  # type: ignore[arg-type]
+            layer.register_forward_pre_hook(strided.before)
+            layer.register_forward_hook(strided.after)
+    if whole:
+        network.register_forward_pre_hook(_Pass(levels).begin, prepend=True)
+        network.register_forward_hook(_Pass(levels, leaves=[level_of.get(stride or 0) for stride in outputs]).end)
+    _try(network, levels, side, groups)
+    return levels
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return isinstance(module, _STRIDED) or type(module).__name__ in _BLUR or not any(True for _ in module.children())
+
+
+def _groups(calls: list[Call], from_stride: int) -> list[tuple[int, int]]:
+    """Return the strides before and after each level."""
+    found = sorted({(c.before, c.after) for c in calls if _strides(c, from_stride)})  # type: ignore[type-var]
+    if not found:
+        strides = sorted({c.after for c in calls if c.after is not None})
+        raise ValueError(
+            f"The network has no stride beyond `from_stride` = {from_stride}; its maps have strides {strides}."
+        )
+    for (_, after), (before, _) in zip(found, found[1:], strict=False):
+        if before != after:
+            raise ValueError(f"Strides must follow one another, got layers from stride to stride {found}.")
+    for call in calls:
+        if call.before and call.after and call.before > from_stride and call.after < call.before:
+            raise ValueError(
+                f"{call.name} ({type(call.module).__name__}) brings a map of stride {call.before} back to {call.after}: "
+                f"the network upsamples inside, and its nodes have no way back there. Convert the part before."
+            )
+    return found  # type: ignore[return-value]
+
+
+def _strides(call: Call, from_stride: int) -> bool:
+    """Say whether a call is that of a single layer with a stride beyond."""
+    if call.before is None or call.after is None or call.before < from_stride or call.after <= call.before:
+        return False
+    if not _is_leaf(call.module):
+        return False
+    if isinstance(call.module, _STRIDED) or type(call.module).__name__ in _BLUR:
+        return True
+    raise ValueError(f"{call.name} strides by {type(call.module).__name__}, which has no form on regions.")
+
+
+def _layers(calls: list[Call], strides: tuple[int, int]) -> list[nn.Module]:
+    found = [call for call in calls if (call.before, call.after) == strides and _is_leaf(call.module)]
+    return list(dict.fromkeys(call.module for call in found))
+
+
+def _entry(calls: list[Call], strides: tuple[int, int]) -> nn.Module:
+    """Return the largest module that holds all layers of a level and no other stride, or the layer called first."""
+    layers = set(_layers(calls, strides))
+    for call in calls:  # the outer before the inner
+        if (call.before, call.after) == strides and layers <= set(call.module.modules()):
+            return call.module
+    return next(call.module for call in calls if call.module in layers)
+
+
+def _copies(clusterer: nn.Module | Sequence[nn.Module], groups: list[tuple[int, int]], nested: bool) -> list[nn.Module]:
+    """Return a clusterer for each level."""
+    if not isinstance(clusterer, nn.Module):
+        given = list(clusterer)
+        if len(given) != len(groups):
+            raise ValueError(f"`clusterer` must be one, or {len(groups)} for strides {groups}, got {len(given)}.")
+        return given
+    out = []
+    for start, after in groups:
+        one: Any = copy.deepcopy(clusterer)
+        if isinstance(one, Cells):
+            one = Cells(after // start if nested else after // groups[0][0])
+        elif getattr(one, "num_regions", None) is None and not nested and hasattr(one, "downsample"):
+            one.downsample = one.downsample * (start // groups[0][0]) ** 2
+        out.append(one)
+    return out
+
+
+def _put_means(calls: list[Call], levels: RegionLevels, level_of: dict[int, int]) -> None:
+    """Make global means of nodes means by area."""
+    parents: list[Call] = []
+    for call in calls:
+        while parents and not call.name.startswith(f"{parents[-1].name}."):
+            parents.pop()
+        holder = next((parent for parent in reversed(parents) if parent.before in level_of), None)
+        leaf = not any(True for _ in call.module.children())
+        pools = leaf and call.before in level_of and call.after is None and "AvgPool" in type(call.module).__name__
+        if pools:
+            level: Any = levels[level_of[call.before]]
+            if level.pooling == "mean":
+                call.module.register_forward_hook(_Mean(level).replace)
+        elif leaf and call.single and holder is not None and _is_first(calls, holder, call):
+            level = levels[level_of[holder.before]]  # type: ignore[arg-type]
+            if level.pooling == "mean" and holder.channels == call.channels:
+                mean = _Mean(level)
+                holder.module.register_forward_pre_hook(mean.hold)
+                call.module.register_forward_pre_hook(mean.put)
+        parents.append(call)
+
+
+def _is_first(calls: list[Call], holder: Call, call: Call) -> bool:
+    """Say whether a layer is the first that `holder` calls: the mean between them is then `holder`'s own."""
+    inside = [one for one in calls if one.name.startswith(f"{holder.name}.")]
+    return inside[0].module is call.module
+
+
+def _put_convolutions(
+    network: nn.Module, calls: list[Call], levels: RegionLevels, level_of: dict[int, int]
+) -> list[Call]:
+    """Make convolutions over nodes those of typed edges; return the calls with these modules."""
+    made: dict[nn.Module, nn.Module] = {}
+    for call in calls:
+        conv = call.module
+        if call.before not in level_of or not isinstance(conv, nn.Conv2d) or conv.kernel_size == (1, 1):
+            continue
+        level: Any = levels[level_of[call.before]]
+        try:
+            made[conv] = RegionConv2d.of(conv, level)
+        except ValueError as error:
+            raise ValueError(f"{call.name}: {error}") from error
+        parent = network.get_submodule(call.name.rpartition(".")[0])
+        setattr(parent, call.name.rpartition(".")[2], made[conv])
+    return [call._replace(module=made.get(call.module, call.module)) for call in calls]
+
+
+def _try(network: nn.Module, levels: RegionLevels, side: int, groups: list[tuple[int, int]]) -> None:
+    """Run the converted network once, with regular cells, so that what cannot run is refused now."""
+    kept = [level.clusterer for level in levels]  # type: ignore[union-attr]
+    for level, (before, after) in zip(levels, groups, strict=False):
+        level.clusterer = Cells(after // (before if level.nested else groups[0][0]))  # type: ignore[union-attr]
+    try:
+        find_calls(network, side)
+    except ValueError as error:
+        raise ValueError(f"The network cannot be converted, on regions it fails. {error}") from error
+    finally:
+        levels.begin()
+        for level, clusterer in zip(levels, kept, strict=True):
+            level.clusterer = clusterer
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
