@@ -1,11 +1,12 @@
 """What a CNN's deep strides are worth as regions: CamVid, 10 epochs, a frozen fine trunk; docs/results.md.
 
-    python -m hggraph.benchmarks.stride_forms --root CAMVID --weights FILE --out FOLDER [--seeds 0 1 2] [--forms NAME...]
+    python -m hggraph.benchmarks.stride_forms --root CAMVID --weights FILE --out FOLDER [--seeds 0 1 2] [--forms F...]
     python -m hggraph.benchmarks.stride_forms --out FOLDER --table
 
-MobileNetV2 with ImageNet weights up to stride 8 is frozen; its maps of the training crops (six of each frame, drawn once)
-and of the validation frames lie in FOLDER. What is trained: the deep blocks (rate 5e-4), from ImageNet too, and the head
-(2e-3). All forms of a seed see the same batches and begin with the same head. A finished run is not done again.
+MobileNetV2 with ImageNet weights up to stride 8 is frozen; its maps of the training crops (six of each frame, drawn
+once) and of the validation frames lie in FOLDER. What is trained: the deep blocks (rate 5e-4), from ImageNet too, and
+the head (2e-3). All forms of a seed see the same batches and begin with the same head. A finished run is not done
+again; several processes share what is left.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hggraph.graph import Assignment as Assignment
     from hggraph.graph import RegionAdjacency as RegionAdjacency
     from hggraph.graph.grid_graph import grid_graph as grid_graph
+    from hggraph.models.convert import convert as convert
     from hggraph.nn import DenseHGConv as DenseHGConv
     from hggraph.nn import HGConv as HGConv
     from hggraph.nn import HGStage as HGStage
@@ -28,6 +29,7 @@ _HOME = {
     "SoftSLIC": "cluster",
     "Stencil": "stencil",
     "ToRegionGraph": "cluster",
+    "convert": "models",
     "grid_graph": "graph",
     "region_graph": "cluster",
     "use_backend": "ops",

@@ -75,7 +75,7 @@ class RegionAdjacency(Bundle):
                 raise ValueError(f"`degree` must have shape {tuple(dense.shape[:3])}, got {tuple(degree.shape)}.")
         if edges is not None:
             _check_edges(edges, batch_size, len(stencil), num_regions)
-        parts = (dense, degree) if edges is None else edges
+        parts: tuple[Tensor | None, ...] = (dense, degree) if edges is None else edges
         if grid is not None:
             if like is None or stencil.ndim != 2:
                 raise ValueError(f"A `grid` needs `like` and a stencil of two axes, got {like} and {stencil!r}.")
@@ -139,8 +139,9 @@ class RegionAdjacency(Bundle):
         if self._edges is not None:
             return self._edges
         if self.grid is not None:
-            graph = grid_graph(self.grid, self.stencil, batch_size=self.batch_size, device=self._weight.device)
-            return graph.edge_index, graph.edge_type, self._weight.new_ones(len(graph.edge_type))
+            graph = grid_graph(self.grid, self.stencil, batch_size=max(1, self.batch_size), device=self._weight.device)
+            count = len(graph.edge_type) if self.batch_size else 0  # no images, no edges
+            return graph.edge_index[:, :count], graph.edge_type[:count], self._weight.new_ones(count)
         assert self._dense is not None
         by_target = self._dense.transpose(1, 2)  # (B, R, K, R)
         image, target, edge_type, source = by_target.nonzero(as_tuple=True)

@@ -68,8 +68,8 @@ def directed(
         return _edges(assignment, stencil, itself.mT.expand(assignment.batch_size, -1, -1), center.expand(1, 1, -1))
     if assignment.grid is None:
         raise ValueError(
-            f'directions="{directions}" need regions born on a grid, got {assignment} without one. Take seeds on a grid '
-            f'(SoftSLIC(sampling="grid") or "warp", Cells), or directions="geometry" or "borders".'
+            f'directions="{directions}" need regions born on a grid, got {assignment} without one. Take seeds on a '
+            f'grid (SoftSLIC(sampling="grid") or "warp", Cells), or directions="geometry" or "borders".'
         )
     born = RegionAdjacency(stencil, grid=assignment.grid, like=assignment.weight, batch_size=assignment.batch_size)
     return born if directions == "birth" else _shuffled(born)

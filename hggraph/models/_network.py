@@ -147,7 +147,7 @@ def assign(stage: HGStage, x: Tensor, attention: Tensor | None = None) -> Assign
         ValueError: if the map is smaller than one region or than the stencil reaches.
     """
     height, width = x.shape[2:]
-    clusterer: Any = stage.clusterer
+    clusterer: Any = stage.clusterer if stage.levels is None else stage.levels[0].clusterer
     per_region, num_regions = getattr(clusterer, "downsample", 1), getattr(clusterer, "num_regions", None)
     reach = max(stage.stencil.reach)
     least = per_region if num_regions is None else num_regions

@@ -169,5 +169,5 @@ def _stage_parts(name: str, stage: HGStage, ops: dict[str, int], macs: Callable[
     yield Part(f"{name}: {label}", after, whole - sum(found.values()))
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _parameters(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())

@@ -150,7 +150,7 @@ def hg_cnn(
         out_indices=indices,
     )
     channels = net.feature_info.channels()
-    _cut(net, str(net.feature_info.module_name(-1)))
+    _cut(net, str(net.feature_info.module_name()[-1]))
     if deep == "regions":
         net = convert(
             net,

@@ -29,6 +29,7 @@ from hggraph.nn.py_conv import PyConv2d as PyConv2d
 from hggraph.nn.py_conv import PyConv3d as PyConv3d
 from hggraph.nn.pyramid_pooling import PyramidPooling as PyramidPooling
 from hggraph.nn.region_embedding import RegionEmbedding as RegionEmbedding
+from hggraph.nn.region_level import RegionLevel as RegionLevel
 from hggraph.nn.region_loss import RegionLoss as RegionLoss
 from hggraph.nn.region_upsample import RegionUpsample as RegionUpsample
 from hggraph.nn.road_loss import OrientationLoss as OrientationLoss

@@ -28,42 +28,55 @@ def find_calls(network: nn.Module, side: int) -> tuple[list[Call], list[int | No
     Raises:
         ValueError: if it does not run.
     """
+    convolutions: list[Any] = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
+        raise ValueError(f"The network must have convolutions, got {type(network).__name__} without one.")
+    # the first convolution may be that of a part of the channels
+    widths = list(dict.fromkeys(conv.in_channels for conv in convolutions))[:4]
+    modes = [(module, module.training) for module in network.modules()]
+    failed: list[Exception] = []
+    network.eval()
+    try:
+        for width in widths:
+            try:
+                return _run(network, convolutions[0].weight.new_zeros(1, width, side, side))
+            except Exception as error:
+                failed.append(error)
+    finally:
+        for module, training in modes:
+            module.training = training
+    raise ValueError(
+        f"The network does not run on an image of {widths[0]} channels and {side} x {side} pixels, which shows where "
+        f"it strides: {type(failed[0]).__name__}: {str(failed[0]).strip().splitlines()[0][:200]}"
+    ) from failed[0]
+
+
+def _run(network: nn.Module, image: Tensor) -> tuple[list[Call], list[int | None]]:
     calls: list[Call] = []
     names = {module: name for name, module in network.named_modules()}
-    begun: dict[int, int] = {}
+    side = image.shape[2]
+    begun: dict[nn.Module, int] = {}
 
     def begin(module: nn.Module, args: Any) -> None:
         x = _first(args)
-        call = Call(names[module], module, _stride(x, side), None, 0 if x is None else x.shape[1], _single(x))
-        begun[id(module)] = len(calls)
-        calls.append(call)
+        channels = x.shape[1] if x is not None and x.dim() > 1 else 0
+        begun[module] = len(calls)
+        calls.append(Call(names[module], module, _stride(x, side), None, channels, _single(x)))
 
     def end(module: nn.Module, args: Any, out: Any) -> None:
-        index = begun[id(module)]
+        index = begun[module]
         calls[index] = calls[index]._replace(after=_stride(_first(out), side))
 
     handles = []
-    for module in names:
-        if not isinstance(module, torch.jit.ScriptModule):
-            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    modes = [(module, module.training) for module in network.modules()]
-    first: Any = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None:
-        raise ValueError(f"The network must have convolutions, got {type(network).__name__} without one.")
     try:
-        network.eval()
+        for module in names:
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
         with torch.no_grad():
-            out = network(first.weight.new_zeros(1, first.in_channels, side, side))
-    except Exception as error:
-        raise ValueError(
-            f"The network does not run on an image of {first.in_channels} channels and {side} x {side} pixels, which "
-            f"shows where it strides: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        ) from error
+            out = network(image)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return calls, [_stride(value, side) for value in pytree.tree_leaves(out)]
 
 

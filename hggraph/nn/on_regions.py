@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class RegionLevels(nn.ModuleList):
         super().__init__(levels)
         self.attention: Tensor | None = None
         self.given: Assignment | None = None
+        self.before = False  # the first level is pooled before the network, not by a layer of it
         self._base: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,8 +52,18 @@ class RegionLevels(nn.ModuleList):
     def begin(self) -> None:
         """Forget the regions of the last pass."""
         self._base = None
+        level: Any
         for level in self:
             level.leave()
+
+    def start(self, x: Tensor) -> Tensor:
+        """Return what the network takes of a map: the nodes, if the first level stands before it."""
+        if not self.before:
+            return x
+        self.enter(0, x)
+        level: Any = self[0]
+        nodes: Tensor = level.pool(x)
+        return nodes
 
     @property
     def base(self) -> Tensor:
@@ -67,7 +79,8 @@ class RegionLevels(nn.ModuleList):
             self._base = x
         finer: Any = self[number - 1] if number else None
         seen = x if level.nested or not number else self.base
-        attention = self.attention
+        # regions of regions crowd where those of the first level do
+        attention = self.attention if not number or not level.nested else None
         if attention is not None:
             attention = F.interpolate(attention[:, None], tuple(seen.shape[2:]), mode="area")[:, 0]
         level.enter(seen, attention, self.given if number == 0 else None, finer)
@@ -242,6 +255,7 @@ def on_regions(
     back: str = "soft",
     nested: bool = True,
     steps: bool = True,
+    before: bool = False,
     noise_cancel: bool = True,
     max_direction: bool = True,
     whole: bool = True,
@@ -262,6 +276,7 @@ def on_regions(
         back: The way back.
         nested: Regions of regions.
         steps: False: one level, in one jump; layers with a stride after the first have none.
+        before: One level before the network, whose strides have no meaning then; the network takes its nodes.
         noise_cancel: For ``"borders"``.
         max_direction: For ``"borders"``.
         whole: Forget the last pass when the network is called, and bring its outputs back.
@@ -274,18 +289,21 @@ def on_regions(
     """
     side = 24 * from_stride if from_stride >= 8 else 96
     calls, outputs = find_calls(network, side)
-    groups = _groups(calls, from_stride)
-    clusterers = _copies(clusterer, groups if steps else groups[:1], nested)
+    groups = _groups(calls, 1 if before else from_stride, needed=not before)
+    clusterers = _copies(clusterer, [(1, 1)] if before else groups if steps else groups[:1], nested)
     options: Any = {"pooling": pooling, "directions": directions, "back": back}
     options |= {"noise_cancel": noise_cancel, "max_direction": max_direction}
     levels = RegionLevels([RegionLevel(one, nested=nested or not i, **options) for i, one in enumerate(clusterers)])
     level_of = {after: min(number, len(levels) - 1) for number, (_, after) in enumerate(groups)}
+    if before:
+        levels.before = True
+        level_of = {call.before: 0 for call in calls if call.before is not None}
     _put_means(calls, levels, level_of)
     if directions != "birth":
         calls = _put_convolutions(network, calls, levels, level_of)
     for number, strides in enumerate(groups):
-        keep = _Strided if number < len(levels) else _Unstrided
-        if number < len(levels):
+        keep = _Strided if number < len(levels) and not before else _Unstrided
+        if keep is _Strided:
             _entry(calls, strides).register_forward_pre_hook(_Pass(levels, number).enter)
         for layer in _layers(calls, strides):
             strided = keep(layer, levels[min(number, len(levels) - 1)])  # type: ignore[arg-type]
@@ -294,7 +312,8 @@ def on_regions(
     if whole:
         network.register_forward_pre_hook(_Pass(levels).begin, prepend=True)
         network.register_forward_hook(_Pass(levels, leaves=[level_of.get(stride or 0) for stride in outputs]).end)
-    _try(network, levels, side, groups)
+    if not before:
+        _try(network, levels, side, groups)
     return levels
 
 
@@ -302,22 +321,22 @@ def _is_leaf(module: nn.Module) -> bool:
     return isinstance(module, _STRIDED) or type(module).__name__ in _BLUR or not any(True for _ in module.children())
 
 
-def _groups(calls: list[Call], from_stride: int) -> list[tuple[int, int]]:
+def _groups(calls: list[Call], from_stride: int, needed: bool = True) -> list[tuple[int, int]]:
     """Return the strides before and after each level."""
     found = sorted({(c.before, c.after) for c in calls if _strides(c, from_stride)})  # type: ignore[type-var]
-    if not found:
+    if not found and needed:
         strides = sorted({c.after for c in calls if c.after is not None})
         raise ValueError(
             f"The network has no stride beyond `from_stride` = {from_stride}; its maps have strides {strides}."
         )
-    for (_, after), (before, _) in zip(found, found[1:], strict=False):
+    for (_, after), (before, _) in itertools.pairwise(found):
         if before != after:
             raise ValueError(f"Strides must follow one another, got layers from stride to stride {found}.")
     for call in calls:
         if call.before and call.after and call.before > from_stride and call.after < call.before:
             raise ValueError(
-                f"{call.name} ({type(call.module).__name__}) brings a map of stride {call.before} back to {call.after}: "
-                f"the network upsamples inside, and its nodes have no way back there. Convert the part before."
+                f"{call.name} ({type(call.module).__name__}) brings a map of stride {call.before} to {call.after}: the "
+                f"network upsamples inside, and its nodes have no way back there. Convert the part before."
             )
     return found  # type: ignore[return-value]
 
@@ -372,25 +391,25 @@ def _put_means(calls: list[Call], levels: RegionLevels, level_of: dict[int, int]
         while parents and not call.name.startswith(f"{parents[-1].name}."):
             parents.pop()
         holder = next((parent for parent in reversed(parents) if parent.before in level_of), None)
+        number = level_of.get((call.before if holder is None else holder.before) or 0, 0)
+        level: Any = levels[number]
         leaf = not any(True for _ in call.module.children())
-        pools = leaf and call.before in level_of and call.after is None and "AvgPool" in type(call.module).__name__
-        if pools:
-            level: Any = levels[level_of[call.before]]
+        if leaf and call.before in level_of and call.after is None and "AvgPool" in type(call.module).__name__:
             if level.pooling == "mean":
                 call.module.register_forward_hook(_Mean(level).replace)
-        elif leaf and call.single and holder is not None and _is_first(calls, holder, call):
-            level = levels[level_of[holder.before]]  # type: ignore[arg-type]
-            if level.pooling == "mean" and holder.channels == call.channels:
-                mean = _Mean(level)
-                holder.module.register_forward_pre_hook(mean.hold)
-                call.module.register_forward_pre_hook(mean.put)
+        elif leaf and call.single and level.pooling == "mean" and _is_mean(calls, holder, call):
+            assert holder is not None
+            mean = _Mean(level)
+            holder.module.register_forward_pre_hook(mean.hold)
+            call.module.register_forward_pre_hook(mean.put)
         parents.append(call)
 
 
-def _is_first(calls: list[Call], holder: Call, call: Call) -> bool:
-    """Say whether a layer is the first that `holder` calls: the mean between them is then `holder`'s own."""
-    inside = [one for one in calls if one.name.startswith(f"{holder.name}.")]
-    return inside[0].module is call.module
+def _is_mean(calls: list[Call], holder: Call | None, call: Call) -> bool:
+    """Say whether a layer is the first that `holder` calls, and gets one value of each channel of what `holder` got."""
+    if holder is None or holder.channels != call.channels:
+        return False
+    return next(one for one in calls if one.name.startswith(f"{holder.name}.")).module is call.module
 
 
 def _put_convolutions(

@@ -84,7 +84,7 @@ class RegionLevel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is copied and pickled: no regions."""
-        forgotten = {"assignment": None, "finer": None, "_means": None, "_area": None, "_adjacency": {}}
+        forgotten: dict[str, Any] = {"assignment": None, "finer": None, "_means": None, "_area": None, "_adjacency": {}}
         return self.__dict__ | forgotten
 
     def enter(
@@ -117,7 +117,6 @@ class RegionLevel(nn.Module):
             )
         self.assignment = assignment
         self.finer = finer
-        self._means = assignment
         if finer is not None and finer.pooling == "mean" and self.nested:
             area = finer.area
             self._means = Assignment._trusted(
@@ -139,6 +138,11 @@ class RegionLevel(nn.Module):
         return self.assignment
 
     @property
+    def _of_pixels(self) -> Assignment:
+        """The regions with each entry weighted by the area of its node in the finer level."""
+        return self.regions if self._means is None else self._means
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the nodes laid out as a map."""
         return self.regions.grid or (1, self.regions.num_regions)
@@ -147,8 +151,7 @@ class RegionLevel(nn.Module):
     def area(self) -> Tensor:
         """Pixels of each region, those of its finer regions summed, over their mean; shape ``(B, R)``."""
         if self._area is None:
-            assert self._means is not None
-            area = self._means.area
+            area = self._of_pixels.area.double()  # whole numbers for hard regions
             self._area = area / area.mean(1, keepdim=True).clamp(min=torch.finfo(area.dtype).tiny)
         return self._area
 
@@ -162,11 +165,7 @@ class RegionLevel(nn.Module):
         """
         if self.finer is not None and not self.nested:
             x = self.finer.unpool(x)
-        if self.pooling == "mean":
-            assert self._means is not None
-            rows = self._means.pool(x)
-        else:
-            rows = self._sample(x, offset)
+        rows = self._of_pixels.pool(x) if self.pooling == "mean" else self._sample(x, offset)
         out = rows.mT.unflatten(2, self.shape)
         like = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
         return out.contiguous(memory_format=like)
@@ -184,7 +183,7 @@ class RegionLevel(nn.Module):
         return z if self.finer is None or not self.nested else self.finer.to_map(z)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean over all nodes ``(B, C, rows, columns)``, each counted by its area; shape ``(B, C, 1, 1)``."""
+        """Return the mean over all nodes ``(B, C, rows, columns)``, counted by area; shape ``(B, C, 1, 1)``."""
         area = self.area.to(x.dtype)
         return (x.flatten(2) @ (area / area.shape[1]).unsqueeze(2)).unsqueeze(3)
 

@@ -81,7 +81,7 @@ def _region_unpool(z: Tensor, assignment: Tensor, index: Tensor | None = None) -
 def _region_unpool_backward(grad: Tensor, z: Tensor, assignment: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
     if index is None and (triton := kernel("region_unpool", grad, z, assignment)) is not None:
         return triton.region_unpool_backward(grad, z, assignment)
-    dtype = compute_dtype(assignment)
+    dtype = torch.promote_types(compute_dtype(assignment), compute_dtype(grad))
     grad = grad.to(dtype)
     grad_z = collect(grad, assignment.to(dtype), index, z.shape[1]).to(z.dtype)
     return grad_z.contiguous(), pair_dot(z.to(dtype), grad, index).to(assignment.dtype).contiguous()

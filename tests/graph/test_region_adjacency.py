@@ -241,7 +241,7 @@ def test_errors(monkeypatch):
     dense = torch.rand(1, 9, 4, 4)
     edges = RegionAdjacency(stencil, dense).to_edges()
     for arguments in ({}, {"dense": dense, "edges": edges}):
-        with pytest.raises(ValueError, match="Give either `dense` or `edges`"):
+        with pytest.raises(ValueError, match="Give one of `dense`, `edges` and `grid`"):
             RegionAdjacency(stencil, **arguments)
     for shape in ((9, 4, 4), (1, 8, 4, 4), (1, 9, 4, 5)):
         with pytest.raises(ValueError, match=r"`dense` must have shape \(B, K, R, R\) with K = 9"):

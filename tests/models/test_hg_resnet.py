@@ -184,7 +184,6 @@ def test_exports():
         ({"depth": "resnet7"}, "timm has no network 'resnet7'. Did you mean"),
         ({"depth": "vit_tiny_patch16_224"}, "no network with these stages"),
         ({"depth": "vgg11", "output_stride": 32}, "must be a ResNet of timm with four stages"),
-        ({"depth": "seresnet18"}, "do not carry over to regions: se"),
         ({"depth": "resnet18", "stem": "deep"}, "`stem` must be None"),
         ({"stem": "7x7"}, "`stem` must be 'plain', 'deep' or None"),
         ({"variant": "dense"}, r"`variant` must be one of \('dilation', 'dcn'\)"),

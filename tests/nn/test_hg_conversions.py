@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hggraph import DenseHGConv, HGConv, HGStage, RegionAdjacency, SoftSLIC, Stencil
+from hggraph.cluster import Cells
 from hggraph.nn import HGBasicBlock, HGBottleneck
 
 
@@ -142,14 +143,24 @@ def test_parts_that_do_not_carry_over_are_refused(change, message):
         setattr(block, name, part)
     with pytest.raises(ValueError, match=message):
         HGBottleneck.from_block(block)
-    with pytest.raises(ValueError, match=message):
+
+
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "skresnet18", "resnest26d", "seresnet18"])
+def test_other_blocks_stay_as_they_are(name):
+    """They take nodes as a map: with a region for each pixel and no stride, the blocks on pixels."""
+    blocks = timm.create_model(name).layer4[1:].double().eval()
+    x = double(2, 512 if "18" in name else 2048, 4, 5)
+    stage = HGStage.from_stage(blocks, Cells(1), directions="birth").eval()
+    assert stage.levels is not None
+    assert_close(stage(x), blocks(x), rtol=1e-9, atol=1e-9)
+
+
+def test_what_has_no_form_on_typed_edges_is_refused():
+    block = timm.create_model("resnet26").layer1[0]
+    block.conv2 = StdConv2d(64, 64, 3, padding=1)
+    with pytest.raises(ValueError, match="conv2: StdConv2d is no plain convolution"):
         HGStage.from_stage([block], SoftSLIC())
-
-
-@pytest.mark.parametrize("name", ["res2net50_26w_4s", "skresnet18", "resnest14d"])
-def test_other_residual_networks_are_refused(name):
-    with pytest.raises(ValueError, match=r"`block` must be a|`conv` must be|do not carry over"):
-        HGStage.from_stage(timm.create_model(name).layer4, SoftSLIC())
+    assert HGStage.from_stage([block], SoftSLIC(4), directions="birth")(torch.rand(2, 64, 6, 6)).shape[1] == 256
 
 
 def test_fuse_must_keep_the_size():
