@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph._check import check_positive
+from hggraph.cluster import SoftSLIC
 from hggraph.models._network import Clustered, SegmentationNetwork
-from hggraph.models.convert import convert
 from hggraph.models.heads import fcn_head
 from hggraph.models.weights import create_backbone
 from hggraph.nn import RegionUpsample
+from hggraph.nn.on_regions import on_regions
 
 __all__ = ["HGCNN", "Deep", "hg_cnn"]
 
@@ -57,11 +57,16 @@ class HGCNN(SegmentationNetwork):
         if len(maps) == 1:
             mixed = self.mix(fine)
         else:
-            if self.upsample is not None:
-                last = self.upsample(maps)
+            # the 1x1 of the concatenation: what is coarse is multiplied before it is brought back
+            on_fine, on_last = self.mix.weight.split([fine.shape[1], last.shape[1]], 1)
+            last = F.conv2d(last, on_last)
+            if levels is not None:
+                last = levels.to_map(last)
+            elif self.upsample is not None:
+                last = self.upsample(maps, last)
             elif last.shape[2:] != fine.shape[2:]:
                 last = F.interpolate(last, fine.shape[2:], mode="bilinear", align_corners=False)
-            mixed = self.mix(torch.cat([fine, last], 1))
+            mixed = F.conv2d(fine, on_fine) + last
         logits = {"out": self.head(mixed)}
         if self.training and self.aux_head is not None:
             logits["aux"] = self.aux_head(fine)
@@ -152,15 +157,16 @@ def hg_cnn(
     channels = net.feature_info.channels()
     _cut(net, str(net.feature_info.module_name()[-1]))
     if deep == "regions":
-        net = convert(
+        net.region_levels = on_regions(
             net,
+            SoftSLIC(4) if clusterer is None else clusterer,
             from_stride=from_stride,
-            clusterer=clusterer,
             pooling=pooling,
             directions=directions,
             back=back,
             nested=nested,
             steps=steps,
+            restore=False,
         )
     upsample = RegionUpsample(channels) if deep == "upsampled" else None
     return HGCNN(

@@ -122,7 +122,7 @@ class HGStage(nn.Module):
         out = cls([nn.Sequential(*(copy.deepcopy(block) for block in blocks))], nn.Identity(), fuse=fuse, **options)
         out.clusterer = None
         out.levels = on_regions(
-            out.blocks[0], clusterer, pooling=pooling, back=back, before=not steps, whole=False, **options
+            out.blocks[0], clusterer, pooling=pooling, back=back, before=not steps, restore=False, **options
         )
         return out
 

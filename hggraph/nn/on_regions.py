@@ -258,7 +258,7 @@ def on_regions(
     before: bool = False,
     noise_cancel: bool = True,
     max_direction: bool = True,
-    whole: bool = True,
+    restore: bool = True,
 ) -> RegionLevels:
     """Make every stride of a network beyond `from_stride` a level of regions, in place.
 
@@ -279,7 +279,8 @@ def on_regions(
         before: One level before the network, whose strides have no meaning then; the network takes its nodes.
         noise_cancel: For ``"borders"``.
         max_direction: For ``"borders"``.
-        whole: Forget the last pass when the network is called, and bring its outputs back.
+        restore: Bring the network's outputs back to the map of the first level; False: they are nodes, for
+            `RegionLevels.to_map`, when all that can be done on them is done.
 
     Returns:
         The levels. They are no child of the network yet.
@@ -309,8 +310,9 @@ def on_regions(
             strided = keep(layer, levels[min(number, len(levels) - 1)])  # type: ignore[arg-type]
             layer.register_forward_pre_hook(strided.before)
             layer.register_forward_hook(strided.after)
-    if whole:
+    if not before:
         network.register_forward_pre_hook(_Pass(levels).begin, prepend=True)
+    if restore:
         network.register_forward_hook(_Pass(levels, leaves=[level_of.get(stride or 0) for stride in outputs]).end)
     if not before:
         _try(network, levels, side, groups)
