@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hggraph._files import write_atomically
-from hggraph.cluster import SoftSLIC
+from hggraph.cluster import Cells, SoftSLIC
 from hggraph.models._model_card import model_card as model_card
 from hggraph.models._network import SegmentationNetwork
 from hggraph.models.makers import MAKERS, Maker
@@ -238,6 +238,8 @@ def _make(maker: Maker, described: Mapping[str, Any]) -> SegmentationNetwork:
     arguments = dict(described)
     if isinstance(arguments.get("clusterer"), dict):
         arguments["clusterer"] = _clusterer(arguments["clusterer"])
+    elif isinstance(arguments.get("clusterer"), list):
+        arguments["clusterer"] = [_clusterer(one) for one in arguments["clusterer"]]
     return maker(**arguments)
 
 
@@ -246,6 +248,8 @@ def _describe(name: str, value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_describe(name, one) for one in value]
+    if type(value) is Cells and name == "clusterer":
+        return {"Cells": {"side": value.side}}
     if type(value) is SoftSLIC and name == "clusterer":
         options = {key: getattr(value, key) for key in inspect.signature(SoftSLIC).parameters}
         projection = options["projection"]
@@ -256,14 +260,16 @@ def _describe(name: str, value: Any) -> Any:
             options["projection"] = {"Conv2d": {key: _describe(key, one) for key, one in conv.items()}}
         return {"SoftSLIC": options}
     raise ValueError(
-        f"`arguments[{name!r}]` must be a number, text, a list, None or, for the clusterer, a SoftSLIC: what JSON can "
-        f"say. Got {type(value).__name__}."
+        f"`arguments[{name!r}]` must be a number, text, a list, None or, for the clusterer, a SoftSLIC or Cells: what "
+        f"JSON can say. Got {type(value).__name__}."
     )
 
 
-def _clusterer(described: dict[str, Any]) -> SoftSLIC:
+def _clusterer(described: dict[str, Any]) -> SoftSLIC | Cells:
+    if described.keys() == {"Cells"}:
+        return Cells(**described["Cells"])
     if described.keys() != {"SoftSLIC"}:
-        raise ValueError(f"the clusterer must be a SoftSLIC, got {', '.join(described) or 'nothing'}.")
+        raise ValueError(f"the clusterer must be a SoftSLIC or Cells, got {', '.join(described) or 'nothing'}.")
     options = _FIRST | described["SoftSLIC"]
     if isinstance(options.get("projection"), dict):
         options["projection"] = nn.Conv2d(**options["projection"]["Conv2d"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -93,4 +94,4 @@ def _stride(x: Any, side: int) -> int | None:
     """Return the whole stride of a map, to the nearest power of two, None for what is no map."""
     if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3] or x.shape[2] < 2:
         return None
-    return 2 ** max(0, round(torch.tensor(side / x.shape[2]).log2().item()))
+    return 2 ** max(0, round(math.log2(side / x.shape[2])))

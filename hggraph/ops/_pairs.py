@@ -29,7 +29,7 @@ __all__ = [
     "spread",
 ]
 
-_FEW = 32  # channels up to which differences are taken one by one
+_FEW = 40  # channels up to which differences are taken one by one: a narrow map and its position among them
 _ALIGN = 32  # weights of one region are stored in rows of a multiple of this, so that a kernel loads 16 bytes at once
 
 

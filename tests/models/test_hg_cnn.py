@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hggraph import SoftSLIC
 from hggraph.cluster import Cells
-from hggraph.models import hg_cnn
+from hggraph.models import from_pretrained, hg_cnn, save_pretrained
 from hggraph.models.hg_cnn import Deep
 
 FORMS = Deep.__args__
@@ -58,6 +58,16 @@ def test_folds():
     assert folded.aux_head is None
     with torch.no_grad():
         torch.testing.assert_close(folded(x)["out"], net(x)["out"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("clusterer", [None, Cells(), [SoftSLIC(4, iterations=1, position=2.0), Cells()]], ids=str)
+def test_comes_back_from_a_folder(clusterer, tmp_path):
+    arguments = {"trunk": "mobilenetv2_050", "num_classes": 5, "clusterer": clusterer}
+    net = hg_cnn(**arguments).eval()
+    save_pretrained(net, tmp_path / "net", model="hg_cnn", arguments=arguments)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "net")(x)["out"], net(x)["out"])
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_pickles_are_refused(folder, tmp_path):
         ({"files": {"model.safetensors": {"size": "1", "sha256": ""}}}, "of another form"),
         ({"arguments": []}, "of another form"),
         ({"arguments": {"pretrained": True}}, "hg_orientation takes no pretrained"),
-        ({"arguments": {"clusterer": {"Evil": {}}}}, "must be a SoftSLIC, got Evil"),
+        ({"arguments": {"clusterer": {"Evil": {}}}}, "must be a SoftSLIC or Cells, got Evil"),
         ({"arguments": {"clusterer": {"SoftSLIC": {"evil": 1}}}}, "describes no network.*evil"),
         ({"arguments": {"channels": "eight"}}, "describes no network.*channels"),
     ],
