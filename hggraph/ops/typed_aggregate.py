@@ -154,6 +154,8 @@ def multiply(gathered: Tensor, weight: Tensor, groups: int) -> Tensor:
     num, num_directions, channels = gathered.shape
     if groups == 1:
         return gathered.reshape(num, num_directions * channels) @ weight.flatten(0, 1)
+    if groups == channels == weight.shape[2]:  # depthwise: a number for each, not a matrix
+        return (gathered * weight.squeeze(1)).sum(1)
     a, w = _by_group(gathered, weight, groups)
     out = torch.bmm(a, w)  # (groups, N, O // groups)
     return out.transpose(0, 1).reshape(num, weight.shape[2])
@@ -178,6 +180,9 @@ def multiply_backward(grad: Tensor, gathered: Tensor, weight: Tensor, groups: in
         flat = gathered.reshape(num, num_directions * channels)
         grad_gathered = (grad @ weight.flatten(0, 1).t()).view(num, num_directions, channels)
         return grad_gathered, (flat.t() @ grad).view_as(weight)
+    if groups == channels == weight.shape[2]:
+        grad = grad.unsqueeze(1)
+        return grad * weight.squeeze(1), (gathered * grad).sum(0).unsqueeze(1)
     a, w = _by_group(gathered, weight, groups)
     g = grad.reshape(num, groups, w.shape[2]).transpose(0, 1)
     grad_a = torch.bmm(g, w.transpose(1, 2)).view(groups, num, num_directions, channels // groups)
