@@ -1,12 +1,15 @@
 """What a CNN's deep strides are worth as regions: CamVid, 10 epochs, a frozen fine trunk; docs/results.md.
 
     python -m hggraph.benchmarks.stride_forms --root CAMVID --weights FILE --out FOLDER [--seeds 0 1 2] [--forms F...]
-    python -m hggraph.benchmarks.stride_forms --out FOLDER --table
+    python -m hggraph.benchmarks.stride_forms --out FOLDER --times [--forms F...]
+    python -m hggraph.benchmarks.stride_forms --out FOLDER --table [--plot FILE]
 
 MobileNetV2 with ImageNet weights up to stride 8 is frozen; its maps of the training crops (six of each frame, drawn
 once) and of the validation frames lie in FOLDER. What is trained: the deep blocks (rate 5e-4), from ImageNet too, and
 the head (2e-3). All forms of a seed see the same batches and begin with the same head. A finished run is not done
-again; several processes share what is left.
+again; several processes share what is left. --times is for an idle machine: one thread, the whole network with its
+trunk, inference of a frame of 360 x 480 and a training step of 8 crops of 256 x 320, the forms in turns, as ratios to
+"strided".
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hggraph import SoftSLIC
 from hggraph._files import write_atomically
@@ -33,6 +37,7 @@ from hggraph.engine.task import poly_schedule
 from hggraph.metrics import BoundaryF, MeanIoU
 from hggraph.models import hg_cnn
 from hggraph.models.hg_cnn import HGCNN
+from hggraph.viz import save_figure
 
 CROP, BATCH, EPOCHS, VARIANTS = (256, 320), 8, 10, 6
 THIN = ("pole", "sign", "pedestrian", "bicyclist")
@@ -190,13 +195,43 @@ def evaluate(net: HGCNN, data: dict[str, Tensor], names: list[str]) -> dict[str,
     }
 
 
-def table(out: Path) -> Table:
-    """Return mean and spread over the seeds of what has been run."""
+def times(forms: list[str], rounds: int = 9) -> dict[str, dict[str, float]]:
+    """Return seconds for a frame and for a training step of each form, the least of some rounds, and operations."""
+    torch.set_num_threads(1)
+    frame, crops = torch.rand(1, 3, 360, 480), torch.rand(8, 3, *CROP).to(memory_format=torch.channels_last)
+    found: dict[str, dict[str, float]] = {}
+    nets = {form: make(form, False, 0).to(memory_format=torch.channels_last) for form in forms}
+    for form, net in nets.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(frame)
+        found[form] = {"gmacs": counter.get_total_flops() / 2e9, "frame": float("inf"), "step": float("inf")}
+    for number in range(rounds):
+        for form, net in nets.items():
+            started = time.perf_counter()
+            with torch.inference_mode():
+                net.eval()(frame)
+            found[form]["frame"] = min(found[form]["frame"], time.perf_counter() - started)
+            if number % 3 == 0:
+                started = time.perf_counter()
+                net.train()(crops)["out"].square().mean().backward()
+                found[form]["step"] = min(found[form]["step"], time.perf_counter() - started)
+    return found
+
+
+def results(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the finished runs of each form."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(out.glob("*.json")):
+    for path in sorted(out.glob("*-*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         runs.setdefault(run["form"], []).append(run)
-    found = Table("form", "seeds", "mIoU", "boundary F", "thin classes")
+    return runs
+
+
+def table(out: Path) -> Table:
+    """Return mean and spread over the seeds of what has been run, and the times."""
+    runs, path = results(out), out / "times.json"
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = Table("form", "seeds", "mIoU", "boundary F", "thin classes", "GMACs", "frame", "step")
     for form in FORMS:
         if form in runs:
             cells = []
@@ -204,8 +239,32 @@ def table(out: Path) -> Table:
                 values = [run[name] for run in runs[form]]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.1f}{spread}")
-            found.add_row(form, str(len(runs[form])), *cells)
+            if form in measured:
+                one, base = measured[form], measured["strided"]
+                cells.append(f"{one['gmacs']:.2f}")
+                cells += [f"{one[key] / base[key]:.2f}" for key in ("frame", "step")]
+            found.add_row(form, ", ".join(str(run["seed"]) for run in runs[form]), *cells)
     return found
+
+
+def plot(out: Path, path: Path) -> None:
+    """Draw accuracy over the time of a frame."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    measured = json.loads((out / "times.json").read_text(encoding="utf-8"))
+    for form, runs in results(out).items():
+        if form in measured:
+            values = [run["miou"] for run in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0
+            x, y = 1e3 * measured[form]["frame"], statistics.mean(values)
+            axes.errorbar(x, y, spread, fmt="o", capsize=3)
+            axes.annotate(form, (x, y), xytext=(6, 3), textcoords="offset points", fontsize="small")
+    axes.set_xlabel("a frame of 360 x 480, ms, one thread")
+    axes.set_ylabel("mIoU, %")
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -217,9 +276,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--times", action="store_true")
+    parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    if given.table:
-        Console().print(table(given.out))
+    if given.times:
+        text = json.dumps(times(list(given.forms)), indent=1)
+        given.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(given.out / "times.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    if given.plot is not None:
+        plot(given.out, given.plot)
+    if given.table or given.times or given.plot is not None:
+        Console(width=120).print(table(given.out))
         return
     if given.root is None or given.weights is None:
         parser.error("--root and --weights are needed to train")

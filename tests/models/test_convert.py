@@ -87,7 +87,7 @@ def test_cells_are_the_strides(name, layout):
     for a, b in zip(torch.autograd.grad(ours, taken, cotangent, allow_unused=True), expected, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(a, b, **close)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 101), (75, 8), (9, 200), (41, 40)])
