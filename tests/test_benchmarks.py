@@ -27,6 +27,7 @@ from hggraph.benchmarks import (
     bench_specialize,
     bench_training,
     bench_typed_aggregate,
+    stride_forms,
 )
 from hggraph.benchmarks._setting import RegionData, Setting
 from hggraph.data import sample_photo
@@ -261,3 +262,35 @@ def test_unfold_attention_by_hand():
     # nine equal weights, of which the rows above and below and a column at each border are padding
     expected = torch.tensor([[[[3.0, 6.0, 5.0]]]])
     torch.testing.assert_close(bench_local_attention.unfold_attention(q, k, v, 3, 1), expected)
+
+
+def test_stride_forms(tmp_path, monkeypatch, capsys):
+    """Two forms are trained for a step, evaluated and listed; each form can be made."""
+    monkeypatch.setattr(stride_forms, "EPOCHS", 1)
+    monkeypatch.setattr(stride_forms, "VARIANTS", 1)
+    data = {"train": torch.rand(8, 32, 8, 8).half(), "val": torch.rand(2, 32, 8, 8).half()}
+    data |= {f"{split}_mask": torch.randint(11, (len(x), 64, 64)).to(torch.uint8) for split, x in tuple(data.items())}
+    monkeypatch.setattr(stride_forms, "cached", lambda root, weights, out: data)
+    monkeypatch.setattr(stride_forms, "make", lambda form, weights, seed: MAKE(form, False, seed))
+    monkeypatch.setattr(stride_forms.CamVid, "__init__", lambda self, root, split: None)
+    monkeypatch.setattr(stride_forms.CamVid, "classes", [f"class {i}" for i in range(10)] + ["pole"], raising=False)
+    arguments = ["stride_forms", "--root", "x", "--weights", "x", "--out", str(tmp_path), "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--forms", "strided", "regions"])
+    stride_forms.main()
+    stride_forms.main()  # nothing is done again
+    assert json.loads((tmp_path / "regions-0.json").read_text())["form"] == "regions"
+    measured = {
+        "strided": {"gmacs": 1.0, "frame": 1.0, "step": 1.0},
+        "regions": {"gmacs": 1.0, "frame": 2.0, "step": 3},
+    }
+    (tmp_path / "times.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(sys, "argv", ["stride_forms", "--out", str(tmp_path), "--plot", str(tmp_path / "plot.png")])
+    stride_forms.main()
+    assert "2.00" in capsys.readouterr().out and (tmp_path / "plot.png").is_file()
+    for form in stride_forms.FORMS:
+        net = stride_forms.without_fine(MAKE(form, False, 0)).eval()
+        with torch.no_grad():
+            assert stride_forms.predict(net, torch.rand(1, 32, 16, 16), (32, 32)).shape == (1, 11, 32, 32)
+
+
+MAKE = stride_forms.make

@@ -114,8 +114,11 @@ def grid_of(size: tuple[int, int], num_regions: int) -> tuple[int, int] | None:
         ((11, 12), None)
     """
     wanted = _num_rows(size, num_regions)
-    for rows in (wanted, wanted - 1, wanted + 1) if wanted >= 4 else (wanted,):  # regions stay about square
-        if 1 <= rows <= size[0] and num_regions % rows == 0 and num_regions // rows <= size[1]:
+    for rows in (wanted, wanted - 1, wanted + 1):
+        if not 1 <= rows <= size[0] or num_regions % rows or num_regions // rows > size[1]:
+            continue
+        sides = size[0] / rows, size[1] * rows / num_regions
+        if rows == wanted or wanted >= 4 or max(sides) <= 2 * min(sides):  # regions stay about square
             return rows, num_regions // rows
     return None
 
@@ -128,7 +131,10 @@ def grid_size(size: tuple[int, int], num_regions: float) -> int:
         132
     """
     rows = _num_rows(size, max(1, round(num_regions)))
-    return rows * max(1, min(size[1], round(num_regions / rows)))
+    count = rows * max(1, min(size[1], round(num_regions / rows)))
+    while grid_of(size, count) is None:  # of narrow maps not every number that rows and columns make is one of theirs
+        count -= 1
+    return count
 
 
 def grid_centers(

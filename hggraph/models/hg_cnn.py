@@ -15,6 +15,7 @@ from hggraph.models._network import Clustered, SegmentationNetwork
 from hggraph.models.heads import fcn_head
 from hggraph.models.weights import create_backbone
 from hggraph.nn import RegionUpsample
+from hggraph.nn._conv import grow
 from hggraph.nn.on_regions import on_regions
 
 __all__ = ["HGCNN", "Deep", "hg_cnn"]
@@ -65,7 +66,7 @@ class HGCNN(SegmentationNetwork):
             elif self.upsample is not None:
                 last = self.upsample(maps, last)
             elif last.shape[2:] != fine.shape[2:]:
-                last = F.interpolate(last, fine.shape[2:], mode="bilinear", align_corners=False)
+                last = grow(last, (fine.shape[2], fine.shape[3]))
             mixed = F.conv2d(fine, on_fine) + last
         logits = {"out": self.head(mixed)}
         if self.training and self.aux_head is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["check_statistics", "conv_norm_relu", "resize"]
+__all__ = ["check_statistics", "conv_norm_relu", "grow", "resize", "span"]
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1, *, dilation: int = 1) -> nn.Sequential:
@@ -33,6 +33,29 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1, *,
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Return a map ``(B, C, h, w)`` at another size: bilinear, corners on corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def span(length: int, cells: int) -> int:
+    """Return how many fine pixels the cells of a coarse axis stand for: more than there are where a stride left a rest.
+
+    Example:
+        >>> span(45, 23), span(45, 12), span(48, 12), span(10, 7)
+        (46, 48, 48, 10)
+    """
+    ratio = -(-length // max(1, cells))
+    return ratio * cells if cells == -(-length // ratio) else length
+
+
+def grow(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the map ``(B, C, h, w)`` of a strided layer at the size of its input: bilinear, each value over its cell.
+
+    Example:
+        >>> import torch
+        >>> grow(torch.rand(1, 2, 12, 15), (45, 60)).shape
+        torch.Size([1, 2, 45, 60])
+    """
+    whole = (span(size[0], x.shape[2]), span(size[1], x.shape[3]))
+    return F.interpolate(x, whole, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
 
 
 def check_statistics(x: Tensor, norm: nn.Module) -> None:

@@ -149,10 +149,9 @@ class RegionLevel(nn.Module):
 
     @property
     def area(self) -> Tensor:
-        """Pixels of each region, those of its finer regions summed, over their mean; shape ``(B, R)``."""
+        """Pixels of each region, those of its finer regions summed; shape ``(B, R)``."""
         if self._area is None:
-            area = self._of_pixels.area.double()  # whole numbers for hard regions
-            self._area = area / area.mean(1, keepdim=True).clamp(min=torch.finfo(area.dtype).tiny)
+            self._area = self._of_pixels.area
         return self._area
 
     def pool(self, x: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
@@ -184,8 +183,9 @@ class RegionLevel(nn.Module):
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean over all nodes ``(B, C, rows, columns)``, counted by area; shape ``(B, C, 1, 1)``."""
-        area = self.area.to(x.dtype)
-        return (x.flatten(2) @ (area / area.shape[1]).unsqueeze(2)).unsqueeze(3)
+        area = self.area.double()  # whole numbers for hard regions, of which no digit is lost
+        share = (area / area.sum(1, keepdim=True).clamp(min=1e-12)).to(x.dtype)
+        return (x.flatten(2) @ share.unsqueeze(2)).unsqueeze(3)
 
     def adjacency(self, stencil: Stencil) -> RegionAdjacency:
         """Return the typed edges, made once for each stencil."""

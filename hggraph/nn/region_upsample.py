@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hggraph import ops
 from hggraph._check import check_features, check_positive
 from hggraph.graph import Assignment
+from hggraph.nn._conv import span
 
 __all__ = ["RegionUpsample"]
 
@@ -27,7 +28,8 @@ class RegionUpsample(nn.Module):
         S_{jp} \propto \Bigl(b_{jp} + \frac{1 - \exp(-\operatorname{var}_j d_{jp})}{9}\Bigr) \exp(-d_{jp}), \qquad
         d_{jp} = \lVert e_p - e_j \rVert^2
 
-    where b are the weights of bilinear interpolation (``align_corners=False``) and the variance is over the regions
+    where b are the weights of bilinear interpolation (``align_corners=False``, each coarse pixel over the cell that the
+    stride made, so that the rest of a side that it does not divide is cut off and nothing is stretched) and the variance is over the regions
     that exist. With these two the layer is bilinear interpolation where the embeddings say nothing, and can reach all
     nine regions where they do. Any strided network has such levels; its own path does not change.
 
@@ -119,13 +121,14 @@ class RegionUpsample(nn.Module):
 
     def _assign(self, fine: Tensor, coarse: Tensor, step: int) -> Assignment:
         batch, size, grid = fine.shape[0], (fine.shape[2], fine.shape[3]), (coarse.shape[2], coarse.shape[3])
-        row, tent_y, row_exists = _around(size[0], grid[0], fine.device)
-        column, tent_x, column_exists = _around(size[1], grid[1], fine.device)
+        spans = span(size[0], grid[0]), span(size[1], grid[1])
+        row, tent_y, row_exists = _around(size[0], spans[0], grid[0], fine.device)
+        column, tent_x, column_exists = _around(size[1], spans[1], grid[1], fine.device)
         index = _outer(row * grid[1], column, torch.add).to(torch.int32).expand(batch, -1, -1)
         nodes = self.coarse[step](coarse).flatten(2).transpose(1, 2)
         # exp(-d) over its sum, which keeps the differences of d and cannot overflow
         near = ops.soft_assign(self.fine[step](fine).flatten(2), nodes, index, threshold=0.0)
-        bilinear = _outer(tent_y.to(near.dtype) / (2 * size[0]), tent_x.to(near.dtype) / (2 * size[1]), torch.mul)
+        bilinear = _outer(tent_y.to(near.dtype) / (2 * spans[0]), tent_x.to(near.dtype) / (2 * spans[1]), torch.mul)
         exists = _outer(row_exists, column_exists, torch.mul).to(near.dtype)
         # an exponential that is 0 makes a variance for which exp(-variance) is 0 as well, so its logarithm is free
         score = near.clamp(min=torch.finfo(near.dtype).tiny).log()
@@ -167,17 +170,17 @@ def _check_step(fine_name: str, fine: Tensor, coarse_name: str, coarse: Tensor) 
         )
 
 
-def _around(length: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _around(length: int, spanned: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return the three cells around each pixel of an axis, shape ``(3, length)``: number, bilinear weight, existence.
 
     Whole numbers, so that no rounding parts a pixel from its cell: places and weights are in units of
-    ``1 / (2 * length)`` of a cell, in which the middle of pixel p, less half a cell, is ``(2 p + 1) cells - length``.
+    ``1 / (2 * spanned)`` of a cell, in which the middle of pixel p, less half a cell, is ``(2 p + 1) cells - spanned``.
     A cell outside has the number of the last one inside, and weight 0.
     """
     middle = (2 * torch.arange(length, device=device) + 1) * cells
-    cell = middle // (2 * length) + torch.arange(-1, 2, device=device)[:, None]
-    place = (middle - length).clamp(0, 2 * length * (cells - 1))
-    tent = (2 * length - (place - 2 * length * cell).abs()).clamp(min=0)
+    cell = middle // (2 * spanned) + torch.arange(-1, 2, device=device)[:, None]
+    place = (middle - spanned).clamp(0, 2 * spanned * (cells - 1))
+    tent = (2 * spanned - (place - 2 * spanned * cell).abs()).clamp(min=0)
     return cell.clamp(0, cells - 1), tent, (cell >= 0) & (cell < cells)
 
 

@@ -36,18 +36,31 @@ def levels(*sizes, channels=(3, 4), batch=2, dtype=torch.float64):
     return [torch.randn(batch, number, *size, dtype=dtype) for number, size in zip(channels, sizes, strict=True)]
 
 
+def whole(length, cells):
+    """Return the pixels that the cells of a stride stand for; the pixels that there are, if no stride makes them."""
+    ratio = math.ceil(length / cells)
+    return ratio * cells if math.ceil(length / ratio) == cells else length
+
+
+def bilinear(z, size):
+    """Return a map at the size of what it was strided from."""
+    sizes = [whole(length, cells) for length, cells in zip(size, z.shape[2:], strict=True)]
+    return F.interpolate(z, sizes, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+
+
 def literal_axis(pixel, length, cells):
     """Return the nearest cell of a pixel and the bilinear weights of its two neighbours, by fractions."""
+    length = whole(length, cells)
     place = (pixel + Fraction(1, 2)) * Fraction(cells, length)
     nearest = math.floor(place)
     place = min(max(place - Fraction(1, 2), 0), cells - 1)
     low = math.floor(place)
     part = float(place - low)
-    bilinear = {low: 1 - part}
+    weights = {low: 1 - part}
     if part:
-        bilinear[low + 1] = part
-    assert all(abs(cell - nearest) <= 1 for cell in bilinear)  # the 3 x 3 hold the four neighbours
-    return nearest, bilinear
+        weights[low + 1] = part
+    assert all(abs(cell - nearest) <= 1 for cell in weights)  # the 3 x 3 hold the four neighbours
+    return nearest, weights
 
 
 def literal(fine, coarse):
@@ -100,7 +113,7 @@ def test_is_bilinear_where_embeddings_say_nothing(fine, coarse):
     """Zero embeddings, and coarse ones that are all the same, from which each pixel has its own distance."""
     net, (x, y) = made(scale=1), levels(fine, coarse)
     z = torch.randn(2, 7, *coarse, dtype=torch.float64)
-    want = F.interpolate(z, fine, mode="bilinear", align_corners=False)
+    want = bilinear(z, fine)
     for maps in ([x, y[..., :1, :1].expand(y.shape)], [x * 0, y * 0]):
         torch.testing.assert_close(net(maps, z), want, rtol=0, atol=1e-12)
     single = net.float()([x.float(), y[..., :1, :1].float().expand(y.shape)], z.float())
@@ -126,7 +139,7 @@ def test_begins_about_bilinear_and_learns():
     net, maps = RegionUpsample(channels), levels(*sizes, channels=channels, dtype=torch.float32)
     out, want = net(maps), maps[-1]
     for size in sizes[1::-1]:
-        want = F.interpolate(want, size, mode="bilinear")
+        want = bilinear(want, size)
     assert 0 < (out - want).std() < 0.1 * want.std()
     out.square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
