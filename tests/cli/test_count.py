@@ -57,7 +57,7 @@ def test_names(text, name, hg):
     ("args", "message"),
     [
         (["hg_resne"], "there is no network 'hg_resne'; did you mean hg_resnet"),
-        (["zzz"], "known are hg_resnet, hg_hrnet"),
+        (["zzz"], "known are hg_resnet, hg_cnn"),
         (["hg_resnet(7)"], "`depth` must be one of"),
         (["hg_resnet(foo=1)"], "takes no foo; it takes depth, variant"),
         (["hg_resnet(depth=open('x'))"], "neither a name such as hg_resnet101 nor a call with literal arguments"),
