@@ -7,23 +7,20 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hggraph.cluster import Cells
 from hggraph.graph import Assignment
+from hggraph.nn._strided import BLUR, Mean, Strided, Unstrided
 from hggraph.nn._strides import Call, find_calls
-from hggraph.nn.dense_hg_conv import aggregate
+from hggraph.nn.region_conv import RegionConv2d
 from hggraph.nn.region_level import RegionLevel
-from hggraph.stencil import Stencil
 
-__all__ = ["RegionConv2d", "RegionLevels", "on_regions"]
+__all__ = ["RegionLevels", "on_regions"]
 
 _STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-_SAME = ("Conv2dSame", "StdConv2dSame", "ScaledStdConv2dSame", "MaxPool2dSame", "AvgPool2dSame")  # timm pads by size
-_BLUR = ("BlurPool2d",)
 
 
 class RegionLevels(nn.ModuleList):
@@ -96,127 +93,6 @@ class RegionLevels(nn.ModuleList):
         if not isinstance(value, Tensor) or value.dim() != 4 or tuple(value.shape[2:]) != level.shape:
             return value
         return self.to_map(value, number)
-
-
-class RegionConv2d(nn.Conv2d):
-    """A convolution over nodes laid out as a map, along the typed edges of their level (HG-Conv Eq. 3).
-
-    Holds the weights of the convolution that it was. Its dilation has no meaning on regions.
-    """
-
-    levels: list[RegionLevel]  # in a list: the level is another module's child
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d, level: RegionLevel) -> RegionConv2d:
-        """Take over a convolution's parameters themselves."""
-        if type(conv).forward is not nn.Conv2d.forward and type(conv).__name__ != "Conv2dSame":
-            raise ValueError(f"{type(conv).__name__} is no plain convolution and has no form on typed edges.")
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"padding_mode={conv.padding_mode!r} has no meaning on regions.")
-        out = cls.__new__(cls)
-        out.__dict__ = conv.__dict__.copy()
-        out.levels = [level]
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve nodes ``(B, C, rows, columns)``."""
-        adjacency = self.levels[0].adjacency(Stencil.square(tuple(self.kernel_size)))
-        weight = self.weight.flatten(2).permute(2, 1, 0)
-        out = aggregate(x.flatten(2).mT, weight, adjacency, self.groups)
-        out = out if self.bias is None else out + self.bias.to(out.dtype)
-        return out.mT.unflatten(2, x.shape[2:]).contiguous()
-
-
-class _Strided:
-    """A strided layer in two steps: the same layer at every pixel of the finer level, then the regions' pooling."""
-
-    def __init__(self, layer: Any, level: RegionLevel) -> None:
-        self.level, self.name = level, type(layer).__name__
-        self.stride = _pair(layer.stride)
-        self.kernel = _pair(getattr(layer, "kernel_size", 1))
-        self.reach = tuple(
-            step * (k - 1) for k, step in zip(self.kernel, _pair(getattr(layer, "dilation", 1)), strict=True)
-        )
-        self.padding = (0, 0) if isinstance(getattr(layer, "padding", 0), str) else _pair(getattr(layer, "padding", 0))
-        self.average = isinstance(layer, nn.AvgPool2d)
-        self.partial = self.average and (not layer.count_include_pad or self.padding == (0, 0))
-        self.fill = -torch.inf if isinstance(layer, nn.MaxPool2d) else 0.0
-        whole = self.average and self.kernel == self.stride and level.pooling == "mean"  # its window is the region
-        self.first = whole or self.reach == (0, 0)  # what acts on pixels one by one acts on their means
-        self.offset = (0, 0)
-        self.sized = self.name in _SAME + _BLUR or isinstance(layer, RegionConv2d)  # keeps the size without a stride
-        if self.first and self.average:
-            layer.kernel_size = (1, 1)
-        if not self.sized:
-            layer.padding = (0, 0)
-        layer.stride = 1 if self.name in _BLUR else (1, 1)
-        if self.average:
-            layer.ceil_mode = False
-
-    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Pool a map, or pad it so that the layer keeps its size."""
-        x = args[0]
-        self.offset = self._offset(x.shape[2:])
-        if self.first:
-            return (self.level.pool(x, self.offset), *args[1:])
-        if self.sized:
-            return args
-        (top, bottom), (left, right) = ((r // 2, r - r // 2) for r in self.reach)
-        return (F.pad(x, (left, right, top, bottom), value=self.fill), *args[1:])
-
-    def after(self, layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        """Pool what the layer has computed at the finer level."""
-        if self.first:
-            return out
-        if self.partial and not self.sized:
-            height, width = args[0].shape[2:]
-            (top, bottom), (left, right) = ((r // 2, r - r // 2) for r in self.reach)
-            ones = out.new_ones(1, 1, height - top - bottom, width - left - right)
-            out = out / F.avg_pool2d(F.pad(ones, (left, right, top, bottom)), self.kernel, 1)
-        return self.level.pool(out, self.offset)
-
-    def _offset(self, size: Sequence[int]) -> tuple[int, int]:
-        """Return where in a cell the window's middle stands."""
-        out = []
-        for length, stride, reach, padding in zip(size, self.stride, self.reach, self.padding, strict=True):
-            if self.name in _SAME:
-                padding = max((-(-length // stride) - 1) * stride + reach + 1 - length, 0) // 2
-            out.append(0 if self.name in _BLUR else min(max(reach // 2 - padding, 0), stride - 1))
-        return out[0], out[1]
-
-
-class _Unstrided(_Strided):
-    """A layer that has had a stride, at every node: in one jump the regions stand for it already."""
-
-    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Pad the nodes so that the layer keeps their number."""
-        return args if self.first else super().before(layer, args)
-
-    def after(self, layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        """Return what the layer has computed."""
-        return out
-
-
-class _Mean:
-    """A global mean in which each node counts by its area; for squeeze-and-excitation and global pooling."""
-
-    def __init__(self, level: RegionLevel) -> None:
-        self.level = level
-        self.held: Tensor | None = None
-
-    def hold(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep the map that a module will take the mean of."""
-        self.held = args[0]
-
-    def put(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Give the layer that gets the mean the mean by area."""
-        assert self.held is not None
-        mean, self.held = self.level.mean(self.held), None
-        return (mean.view(args[0].shape), *args[1:])
-
-    def replace(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        """Return the mean by area in place of the mean."""
-        return self.level.mean(args[0]).view(out.shape)
 
 
 class _Pass:
@@ -303,8 +179,8 @@ def on_regions(
     if directions != "birth":
         calls = _put_convolutions(network, calls, levels, level_of)
     for number, strides in enumerate(groups):
-        keep = _Strided if number < len(levels) and not before else _Unstrided
-        if keep is _Strided:
+        keep = Strided if number < len(levels) and not before else Unstrided
+        if keep is Strided:
             _entry(calls, strides).register_forward_pre_hook(_Pass(levels, number).enter)
         for layer in _layers(calls, strides):
             strided = keep(layer, levels[min(number, len(levels) - 1)])  # type: ignore[arg-type]
@@ -320,7 +196,7 @@ def on_regions(
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, _STRIDED) or type(module).__name__ in _BLUR or not any(True for _ in module.children())
+    return isinstance(module, _STRIDED) or type(module).__name__ in BLUR or not any(True for _ in module.children())
 
 
 def _groups(calls: list[Call], from_stride: int, needed: bool = True) -> list[tuple[int, int]]:
@@ -349,7 +225,7 @@ def _strides(call: Call, from_stride: int) -> bool:
         return False
     if not _is_leaf(call.module):
         return False
-    if isinstance(call.module, _STRIDED) or type(call.module).__name__ in _BLUR:
+    if isinstance(call.module, _STRIDED) or type(call.module).__name__ in BLUR:
         return True
     raise ValueError(f"{call.name} strides by {type(call.module).__name__}, which has no form on regions.")
 
@@ -398,10 +274,10 @@ def _put_means(calls: list[Call], levels: RegionLevels, level_of: dict[int, int]
         leaf = not any(True for _ in call.module.children())
         if leaf and call.before in level_of and call.after is None and "AvgPool" in type(call.module).__name__:
             if level.pooling == "mean":
-                call.module.register_forward_hook(_Mean(level).replace)
+                call.module.register_forward_hook(Mean(level).replace)
         elif leaf and call.single and level.pooling == "mean" and _is_mean(calls, holder, call):
             assert holder is not None
-            mean = _Mean(level)
+            mean = Mean(level)
             holder.module.register_forward_pre_hook(mean.hold)
             call.module.register_forward_pre_hook(mean.put)
         parents.append(call)
@@ -446,7 +322,3 @@ def _try(network: nn.Module, levels: RegionLevels, side: int, groups: list[tuple
         levels.begin()
         for level, clusterer in zip(levels, kept, strict=True):
             level.clusterer = clusterer
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

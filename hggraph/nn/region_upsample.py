@@ -30,8 +30,9 @@ class RegionUpsample(nn.Module):
 
     where b are the weights of bilinear interpolation (``align_corners=False``, each coarse pixel over the cell that the
     stride made, so that the rest of a side that it does not divide is cut off and nothing is stretched) and the
-    variance is over the regions that exist. With these two the layer is bilinear interpolation where the embeddings say nothing, and can reach all
-    nine regions where they do. Any strided network has such levels; its own path does not change.
+    variance is over the regions that exist. With these two the layer is bilinear interpolation where the embeddings say
+    nothing, and can reach all nine regions where they do. Any strided network has such levels; its own path does not
+    change.
 
     Args:
         channels: Channels of the maps of at least two levels, from fine to coarse.

@@ -14,7 +14,7 @@ from hggraph.cluster import Cells, Superpixels, Voronoi
 from hggraph.graph.directions import directed
 from hggraph.models import convert
 from hggraph.nn import RegionLevel
-from hggraph.nn.on_regions import RegionConv2d
+from hggraph.nn.region_conv import RegionConv2d
 
 close = {"rtol": 1e-10, "atol": 1e-10}
 
