@@ -63,6 +63,7 @@ def map_slic(image: Any, number: int) -> Any:
 FORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "left out": lambda: {"deep": "none"},
     "strided": lambda: {"deep": "strided"},
+    "stretched": lambda: {"deep": "strided"},
     "upsampled": lambda: {"deep": "upsampled"},
     "regions": dict,
     "learned": lambda: {"clusterer": learned(32, 96)},
@@ -91,10 +92,22 @@ FORMS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+class Stretched(HGCNN):
+    """The strided form as ``interpolate(size=...)`` brings it back, where a side leaves a rest beyond its cells."""
+
+    def predict(self, x: Tensor, attention: Tensor | None) -> Any:
+        """Return logits at the fine map's size."""
+        fine, last = self.trunk(x)
+        last = F.interpolate(last, fine.shape[2:], mode="bilinear", align_corners=False)
+        return {"out": self.head(self.mix(torch.cat([fine, last], 1)))}, []
+
+
 def make(form: str, weights: str | bool, seed: int) -> HGCNN:
     """Return the network of a form; the head is the same for all of a seed."""
     torch.manual_seed(seed)
     net = hg_cnn(num_classes=11, pretrained=weights, aux=False, head_channels=128, **FORMS[form]())
+    if form == "stretched":
+        net.__class__ = Stretched
     generator = torch.Generator().manual_seed(seed)
     for layer in (*net.head, net.mix):
         if isinstance(layer, nn.Conv2d):
@@ -254,13 +267,13 @@ def plot(out: Path, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     measured = json.loads((out / "times.json").read_text(encoding="utf-8"))
-    for form, runs in results(out).items():
-        if form in measured:
-            values = [run["miou"] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0
-            x, y = 1e3 * measured[form]["frame"], statistics.mean(values)
-            axes.errorbar(x, y, spread, fmt="o", capsize=3)
-            axes.annotate(form, (x, y), xytext=(6, 3), textcoords="offset points", fontsize="small")
+    shown = sorted((measured[form]["frame"], form, runs) for form, runs in results(out).items() if form in measured)
+    for number, (_, form, runs) in enumerate(shown):
+        values = [run["miou"] for run in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        x, y = 1e3 * measured[form]["frame"], statistics.mean(values)
+        axes.errorbar(x, y, spread, fmt="o", capsize=3)
+        axes.annotate(form, (x, y), xytext=(6, 4 if number % 2 else -13), textcoords="offset points", fontsize="small")
     axes.set_xlabel("a frame of 360 x 480, ms, one thread")
     axes.set_ylabel("mIoU, %")
     axes.grid(alpha=0.3)
