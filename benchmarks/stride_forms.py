@@ -40,6 +40,7 @@ from hggraph.models.hg_cnn import HGCNN
 from hggraph.viz import save_figure
 
 CROP, BATCH, EPOCHS, VARIANTS = (256, 320), 8, 10, 6
+MARKERS = "osD^v<>Pph"
 THIN = ("pole", "sign", "pedestrian", "bicyclist")
 
 
@@ -268,15 +269,16 @@ def plot(out: Path, path: Path) -> None:
     axes = figure.subplots()
     measured = json.loads((out / "times.json").read_text(encoding="utf-8"))
     shown = sorted((measured[form]["frame"], form, runs) for form, runs in results(out).items() if form in measured)
-    for number, (_, form, runs) in enumerate(shown):
+    for number, (seconds, form, runs) in enumerate(shown):
         values = [run["miou"] for run in runs]
         spread = statistics.stdev(values) if len(values) > 1 else 0
-        x, y = 1e3 * measured[form]["frame"], statistics.mean(values)
-        axes.errorbar(x, y, spread, fmt="o", capsize=3)
-        axes.annotate(form, (x, y), xytext=(6, 4 if number % 2 else -13), textcoords="offset points", fontsize="small")
+        axes.errorbar(
+            1e3 * seconds, statistics.mean(values), spread, fmt=MARKERS[number % len(MARKERS)], capsize=3, label=form
+        )
     axes.set_xlabel("a frame of 360 x 480, ms, one thread")
     axes.set_ylabel("mIoU, %")
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize="small")
     save_figure(figure, path)
 
 
@@ -309,7 +311,10 @@ def main() -> None:
         for form in given.forms:
             path = given.out / f"{form.replace(' ', '_')}-{seed}.json"
             claim = path.with_suffix(".lock")
-            if path.is_file() or claim.is_file():
+            if path.is_file():
+                continue
+            if claim.is_file():
+                print(f"{form}, seed {seed}: left to another process; if there is none, delete {claim}", flush=True)
                 continue
             claim.touch()
             try:

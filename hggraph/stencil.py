@@ -109,6 +109,19 @@ class Stencil:
         """Largest absolute displacement per axis (pixels)."""
         return tuple(max(abs(offset[axis]) for offset in self.offsets) for axis in range(self.ndim))
 
+    @property
+    def as_square(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Kernel size and dilation of the convolution whose taps these are, per axis; None if it is none's.
+
+        Example:
+            >>> Stencil.square(3, dilation=2).as_square, Stencil([(0, 1), (2, 0)]).as_square
+            (((3, 3), (2, 2)), None)
+        """
+        axes = [sorted({offset[axis] for offset in self.offsets}) for axis in range(self.ndim)]
+        sizes = tuple(len(values) for values in axes)
+        steps = tuple(values[1] - values[0] if len(values) > 1 else 1 for values in axes)
+        return (sizes, steps) if self == Stencil.square(sizes, dilation=steps) else None
+
     def without_center(self) -> Stencil:
         """Return the same stencil without the zero displacement.
 
@@ -127,11 +140,10 @@ class Stencil:
 
     def __repr__(self) -> str:
         """Show squares by their taps and everything else by its displacements."""
-        per_axis = [sorted({offset[axis] for offset in self.offsets}) for axis in range(self.ndim)]
-        sizes = tuple(len(values) for values in per_axis)
-        steps = tuple(values[1] - values[0] if len(values) > 1 else 1 for values in per_axis)
-        if self != Stencil.square(sizes, dilation=steps):
+        square = self.as_square
+        if square is None:
             return f"Stencil({self.offsets})"
+        sizes, steps = square
         size = "x".join(map(str, sizes))
         return f"Stencil({size}, dilation={steps[0] if len(set(steps)) == 1 else steps})"
 

@@ -10,7 +10,7 @@ from hggraph.graph.adjacency import RegionAdjacency
 from hggraph.graph.assignment import Assignment
 from hggraph.stencil import Stencil
 
-__all__ = ["DIRECTIONS", "check_directions", "directed"]
+__all__ = ["DIRECTIONS", "check_born", "check_directions", "directed"]
 
 DIRECTIONS = ("birth", "borders", "geometry", "alone", "shuffled")
 
@@ -66,11 +66,7 @@ def directed(
             center[stencil.center] = 1
         itself = torch.arange(assignment.num_regions, device=center.device).expand(len(center), -1)
         return _edges(assignment, stencil, itself.mT.expand(assignment.batch_size, -1, -1), center.expand(1, 1, -1))
-    if assignment.grid is None:
-        raise ValueError(
-            f'directions="{directions}" need regions born on a grid, got {assignment} without one. Take seeds on a '
-            f'grid (SoftSLIC(sampling="grid") or "warp", Cells), or directions="geometry" or "borders".'
-        )
+    check_born(assignment, f'directions="{directions}"')
     born = RegionAdjacency(stencil, grid=assignment.grid, like=assignment.weight, batch_size=assignment.batch_size)
     return born if directions == "birth" else _shuffled(born)
 
@@ -79,6 +75,15 @@ def check_directions(directions: str) -> None:
     """Raise unless `directions` is one of those of `directed`."""
     if directions not in DIRECTIONS:
         raise ValueError(f"`directions` must be one of {DIRECTIONS}, got {directions!r}.")
+
+
+def check_born(assignment: Assignment, what: str) -> None:
+    """Raise unless the regions were born on a grid, which `what` needs."""
+    if assignment.grid is None:
+        raise ValueError(
+            f"{what} needs regions born on a grid, got {assignment} without one. Take seeds on a grid "
+            f'(SoftSLIC(sampling="grid") or "warp", Cells), or directions="geometry" or "borders".'
+        )
 
 
 def _geometry(assignment: Assignment, stencil: Stencil) -> RegionAdjacency:

@@ -9,7 +9,6 @@ from typing import TypeVar
 from torch import nn
 
 from hggraph._check import check_positive
-from hggraph.cluster import SoftSLIC
 from hggraph.nn.on_regions import on_regions
 
 __all__ = ["convert"]
@@ -38,8 +37,9 @@ def convert(
         network: A module called with one image first, for example of torchvision or timm, ``features_only`` or not.
             Parameters and their names stay, and so do its class and methods; regions come and go by hooks.
         from_stride: The last stride that stays one, image pixels per pixel of its map.
-        clusterer: Makes the regions of a level: one, of which each level gets a copy, or one for each. None: regions of
-            four pixels whose seeds stand on a grid, ``SoftSLIC(4)``; each level clusters the nodes of the one before.
+        clusterer: Makes the regions of a level: one, of which each level gets a copy (of `Cells` with the level's
+            stride as its side), or one for each. None: regions of four pixels whose seeds stand on a grid,
+            ``SoftSLIC(4)``, each level clustering the nodes of the one before; with ``steps=False`` ``SoftSLIC()``.
         pooling: ``"mean"``, by area, in global means too; or ``"sample"``, the pixel of a region's seed.
         directions: ``"birth"``, ``"borders"``, ``"geometry"``; see `hggraph.graph.directions.directed`.
         back: ``"soft"``, ``"nearest"`` or ``"bilinear"``; see `hggraph.nn.RegionLevel`.
@@ -50,9 +50,10 @@ def convert(
 
     Returns:
         The copy; `network` stays as it is. Its attribute `region_levels` holds the levels and, after a pass, their
-        regions; set ``region_levels.attention`` to say where those of the next pass should crowd.
+        regions; set ``region_levels.attention`` to say where those of later passes should crowd, and to None to end it.
 
     Raises:
+        TypeError: if `clusterer` is no module, nor a sequence of some.
         ValueError: if there is no stride beyond, or the network has a part that has no form on regions: one that
             upsamples inside, for example, or strides without a layer that says so.
 
@@ -74,7 +75,7 @@ def convert(
     out = copy.deepcopy(network)
     levels = on_regions(
         out,
-        SoftSLIC(4) if clusterer is None else clusterer,
+        clusterer,
         from_stride=from_stride,
         pooling=pooling,
         directions=directions,

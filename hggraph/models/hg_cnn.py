@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph._check import check_positive
-from hggraph.cluster import SoftSLIC
 from hggraph.models._network import Clustered, SegmentationNetwork
 from hggraph.models.heads import fcn_head
 from hggraph.models.weights import create_backbone
@@ -141,7 +141,8 @@ def hg_cnn(
         raise ValueError(f"`deep` must be one of {get_args(Deep)}, got {deep!r}.")
     check_positive("from_stride", from_stride)
     output_stride = from_stride if deep == "dense" else 32
-    whole = create_backbone(trunk, in_channels=in_channels, output_stride=output_stride, features_only=True)
+    with torch.device("meta"):  # for its strides alone
+        whole = create_backbone(trunk, in_channels=in_channels, output_stride=output_stride, features_only=True)
     strides, last = whole.feature_info.reduction(), len(whole.feature_info) - 1
     if from_stride not in strides or (deep != "none" and max(strides) == from_stride and deep != "dense"):
         raise ValueError(f"`from_stride` must be one of the strides of {trunk}'s maps but the last, {strides}.")
@@ -160,7 +161,7 @@ def hg_cnn(
     if deep == "regions":
         net.region_levels = on_regions(
             net,
-            SoftSLIC(4) if clusterer is None else clusterer,
+            clusterer,
             from_stride=from_stride,
             pooling=pooling,
             directions=directions,

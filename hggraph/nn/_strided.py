@@ -23,12 +23,12 @@ class Strided:
 
     def __init__(self, layer: Any, level: RegionLevel) -> None:
         self.level, self.name = level, type(layer).__name__
-        self.stride = pair(layer.stride)
-        self.kernel = pair(getattr(layer, "kernel_size", 1))
+        self.stride = _pair(layer.stride)
+        self.kernel = _pair(getattr(layer, "kernel_size", 1))
         self.reach = tuple(
-            step * (k - 1) for k, step in zip(self.kernel, pair(getattr(layer, "dilation", 1)), strict=True)
+            step * (k - 1) for k, step in zip(self.kernel, _pair(getattr(layer, "dilation", 1)), strict=True)
         )
-        self.padding = (0, 0) if isinstance(getattr(layer, "padding", 0), str) else pair(getattr(layer, "padding", 0))
+        self.padding = (0, 0) if isinstance(getattr(layer, "padding", 0), str) else _pair(getattr(layer, "padding", 0))
         self.average = isinstance(layer, nn.AvgPool2d)
         self.partial = self.average and (not layer.count_include_pad or self.padding == (0, 0))
         self.fill = -torch.inf if isinstance(layer, nn.MaxPool2d) else 0.0
@@ -110,5 +110,6 @@ class Mean:
         return self.level.mean(args[0]).view(out.shape)
 
 
-def pair(value: Any) -> tuple[int, int]:
+def _pair(value: Any) -> tuple[int, int]:
+    """Return one number, or one for each axis, as two."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])

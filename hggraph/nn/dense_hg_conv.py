@@ -104,7 +104,7 @@ def aggregate(x: Tensor, weight: Tensor, adjacency: RegionAdjacency, groups: int
 
     By the adjacency's form: a convolution over the nodes of a grid, matrix products, or sums over edges.
     """
-    if adjacency.grid is not None and (square := _square(adjacency.stencil)) is not None:
+    if adjacency.grid is not None and (square := adjacency.stencil.as_square) is not None:
         kernel, dilation = square
         taps = weight.permute(2, 1, 0).unflatten(2, kernel)
         nodes = F.pad(x.mT.unflatten(2, adjacency.grid), _padding(kernel, dilation))
@@ -117,14 +117,6 @@ def aggregate(x: Tensor, weight: Tensor, adjacency: RegionAdjacency, groups: int
     return ops.typed_aggregate(rows, weight, edge_index, edge_type, edge_weight, groups=groups).unflatten(
         0, x.shape[:2]
     )
-
-
-def _square(stencil: Stencil) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return kernel size and dilation of the convolution that has this stencil, None if none has."""
-    axes = [sorted({offset[axis] for offset in stencil}) for axis in range(stencil.ndim)]
-    kernel = tuple(len(values) for values in axes)
-    dilation = tuple(values[1] - values[0] if len(values) > 1 else 1 for values in axes)
-    return (kernel, dilation) if stencil == Stencil.square(kernel, dilation=dilation) else None
 
 
 def _padding(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:

@@ -225,11 +225,10 @@ def load_conv(layer: Any, conv: Any) -> Any:
 def make_conv(layer: Any, stride: int) -> nn.Conv2d | nn.Conv3d:
     """Return the convolution with a typed convolution's weights."""
     stencil, ndim = layer.stencil, layer.stencil.ndim
-    axes = [sorted({offset[axis] for offset in stencil.offsets}) for axis in range(ndim)]
-    kernel = tuple(len(values) for values in axes)
-    dilation = tuple(values[1] - values[0] if len(values) > 1 else 1 for values in axes)
-    if ndim not in (2, 3) or stencil != Stencil.square(kernel, dilation=dilation):
+    square = stencil.as_square
+    if ndim not in (2, 3) or square is None:
         raise ValueError(f"Only the stencil of a 2-D or 3-D convolution can become one, got {stencil!r}.")
+    kernel, dilation = square
     conv = (nn.Conv2d if ndim == 2 else nn.Conv3d)(
         layer.in_channels,
         layer.out_channels,

@@ -111,11 +111,10 @@ class HGStage(nn.Module):
             raise ValueError("`stage` must hold at least one block.")
         directions = directions or ("birth" if steps else "borders")
         options: Any = {"directions": directions, "noise_cancel": noise_cancel, "max_direction": max_direction}
-        if clusterer is None:
-            clusterer = SoftSLIC(4) if steps else SoftSLIC()
-        if not steps and (pooling, back) == ("mean", "soft") and isinstance(clusterer, nn.Module):
+        if not steps and (pooling, back) == ("mean", "soft"):
+            one: Any = SoftSLIC() if clusterer is None else clusterer
             try:
-                return cls(_on_rows(blocks, stencil), clusterer, stencil=stencil, fuse=fuse, **options)
+                return cls(_on_rows(blocks, stencil), one, stencil=stencil, fuse=fuse, **options)
             except ValueError:
                 if stencil is not None:
                     raise

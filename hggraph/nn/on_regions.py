@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hggraph.cluster import Cells
+from hggraph.cluster import Cells, SoftSLIC
 from hggraph.graph import Assignment
 from hggraph.nn._strided import BLUR, Mean, Strided, Unstrided
 from hggraph.nn._strides import Call, find_calls
@@ -27,7 +27,7 @@ class RegionLevels(nn.ModuleList):
     """The levels of a network on regions, from fine to coarse, and what they need in a forward pass.
 
     Attributes:
-        attention: Where regions should crowd in the next pass, ``(B, H, W)`` in [0, 1] of any size, or None.
+        attention: Where regions should crowd in passes from now on, ``(B, H, W)`` in [0, 1] of any size, or None.
         given: An `Assignment` of the map of the first level, to take instead of clustering, or None.
     """
 
@@ -123,7 +123,7 @@ class _Pass:
 
 def on_regions(
     network: nn.Module,
-    clusterer: nn.Module | Sequence[nn.Module],
+    clusterer: nn.Module | Sequence[nn.Module] | None = None,
     *,
     from_stride: int = 1,
     pooling: str = "mean",
@@ -145,7 +145,8 @@ def on_regions(
 
     Args:
         network: Changed in place, with hooks on its modules.
-        clusterer: One for all levels, each of which gets a copy, or one for each.
+        clusterer: One for all levels, each of which gets a copy (of `Cells` with the level's stride as its side), or
+            one for each. None: ``SoftSLIC(4)``; for one level alone ``SoftSLIC()``.
         from_stride: Strides up to it stay.
         pooling: See `RegionLevel`, as for those that follow.
         directions: How edges are typed.
@@ -164,6 +165,8 @@ def on_regions(
     Raises:
         ValueError: if there are no such strides, or the network cannot be converted; the text says why.
     """
+    if clusterer is None:
+        clusterer = SoftSLIC(4) if steps and not before else SoftSLIC()
     side = 24 * from_stride if from_stride >= 8 else 96
     calls, outputs = find_calls(network, side)
     groups = _groups(calls, 1 if before else from_stride, needed=not before)
@@ -247,7 +250,9 @@ def _entry(calls: list[Call], strides: tuple[int, int]) -> nn.Module:
 def _copies(clusterer: nn.Module | Sequence[nn.Module], groups: list[tuple[int, int]], nested: bool) -> list[nn.Module]:
     """Return a clusterer for each level."""
     if not isinstance(clusterer, nn.Module):
-        given = list(clusterer)
+        given = list(clusterer) if isinstance(clusterer, Sequence) else [clusterer]
+        if not all(isinstance(one, nn.Module) for one in given):
+            raise TypeError(f"`clusterer` must be a module or a sequence of modules, got {clusterer!r}.")
         if len(given) != len(groups):
             raise ValueError(f"`clusterer` must be one, or {len(groups)} for strides {groups}, got {len(given)}.")
         return given

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph.graph import Assignment, RegionAdjacency
-from hggraph.graph.directions import check_directions, directed
+from hggraph.graph.directions import check_born, check_directions, directed
 from hggraph.stencil import Stencil
 
 __all__ = ["BACK", "POOLING", "RegionLevel"]
@@ -109,12 +109,10 @@ class RegionLevel(nn.Module):
         if assignment is None:
             assignment = self.clusterer(x) if attention is None else self.clusterer(x, attention)
         assert assignment is not None
-        if assignment.grid is None and (self.directions in ("birth", "shuffled") or self.back == "bilinear"):
-            raise ValueError(
-                f'directions="{self.directions}" with back="{self.back}" need regions born on a grid, got {assignment} '
-                f'without one. Take seeds on a grid (SoftSLIC(sampling="grid") or "warp", Cells), or '
-                f'directions="geometry" or "borders".'
-            )
+        if self.directions in ("birth", "shuffled"):
+            check_born(assignment, f'directions="{self.directions}"')
+        if self.back == "bilinear":
+            check_born(assignment, 'back="bilinear"')
         self.assignment = assignment
         self.finer = finer
         if finer is not None and finer.pooling == "mean" and self.nested:

@@ -113,5 +113,5 @@ def test_errors():
         directed(soft(), "north")
     without = soft(sampling="density")
     for directions in ("birth", "shuffled"):
-        with pytest.raises(ValueError, match="need regions born on a grid"):
+        with pytest.raises(ValueError, match="needs regions born on a grid"):
             directed(without, directions)

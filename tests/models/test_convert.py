@@ -303,16 +303,22 @@ def test_refusals(make, options, message):
         convert(make(), **options)
 
 
+def test_a_clusterer_must_be_a_module():
+    for clusterer in (4, [Cells(), 4]):
+        with pytest.raises(TypeError, match="`clusterer` must be a module or a sequence of modules"):
+            convert(features(), clusterer=clusterer)
+
+
 def test_regions_that_do_not_fit():
     net = convert(features(), clusterer=SoftSLIC.paper(4), nested=False)
-    with pytest.raises(ValueError, match="need regions born on a grid"):
+    with pytest.raises(ValueError, match="needs regions born on a grid"):
         net(torch.rand(1, 3, 64, 64))
     net = convert(features(), clusterer=SoftSLIC(num_regions=50))
     with pytest.raises(ValueError, match="`num_regions` must be at most the number of pixels, 4 x 4"):
         net(torch.rand(1, 3, 32, 32))
     with pytest.raises(RuntimeError, match="no regions yet"):
         convert(features()).region_levels[0].pool(torch.rand(1, 3, 4, 4))
-    with pytest.raises(ValueError, match="need regions born on a grid"):
+    with pytest.raises(ValueError, match="needs regions born on a grid"):
         directed(Assignment.from_labels(torch.zeros(1, 2, 2, dtype=torch.long)), "birth")
 
 
