@@ -20,7 +20,7 @@ FAMILIES = [
     "hrnet_w18_small",
     "convnext_atto",  # stages.0 is stages_0
     "densenet121",
-    "vgg11_bn",
+    pytest.param("vgg11_bn", marks=pytest.mark.slow),  # half a gigabyte
     "vit_tiny_patch16_224",  # under model.
     "xception41",  # hooks
 ]
