@@ -206,7 +206,7 @@ def _converter(
 ) -> Callable[[Job, Path | None], None]:
     """Return what draws and writes the pictures of one image."""
     from hggraph.data.augment import normalise
-    from hggraph.engine.predictor import Predictor, to_labels
+    from hggraph.inference.predictor import Predictor, to_labels
 
     net: Any = trained.net
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from hggraph._files import unique_names
 
 if TYPE_CHECKING:
-    from hggraph.engine.predictor import Predictor
+    from hggraph.inference.predictor import Predictor
     from hggraph.engine.trained import Trained
 
 __all__ = ["predict"]
@@ -74,8 +74,8 @@ def predict(
     memory, with their georeference.
     """
     try:
-        from hggraph.engine.folder import predict_folder
-        from hggraph.engine.predictor import Predictor
+        from hggraph.inference.folder import predict_folder
+        from hggraph.inference.predictor import Predictor
     except ImportError as error:
         raise typer.BadParameter(
             f'Prediction needs Lightning ({error}): pip install "hggraph[train,models]"'
@@ -167,7 +167,7 @@ def _predict_raster(
     console: Console,
 ) -> bool:
     """Predict a raster with a progress bar; report a failure and return False."""
-    from hggraph.engine.raster import predict_raster
+    from hggraph.inference.raster import predict_raster
 
     out.parent.mkdir(parents=True, exist_ok=True)
     columns = (

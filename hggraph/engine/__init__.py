@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction, on Lightning."""
+"""Training and evaluation, on Lightning."""
 
 import hggraph._pyg  # noqa: F401  (first: it silences one warning)
 from hggraph.engine.checkpoint import SafeCheckpointIO as SafeCheckpointIO
@@ -6,14 +6,7 @@ from hggraph.engine.checkpoint import latest_checkpoint as latest_checkpoint
 from hggraph.engine.classification import ClassificationTask as ClassificationTask
 from hggraph.engine.data_module import ImageData as ImageData
 from hggraph.engine.detection import DetectionTask as DetectionTask
-from hggraph.engine.folder import predict_folder as predict_folder
-from hggraph.engine.outputs import save_labels as save_labels
-from hggraph.engine.outputs import save_overlay as save_overlay
-from hggraph.engine.outputs import save_probabilities as save_probabilities
-from hggraph.engine.predictor import Predictor as Predictor
-from hggraph.engine.predictor import to_labels as to_labels
 from hggraph.engine.random_state import RandomState as RandomState
-from hggraph.engine.raster import predict_raster as predict_raster
 from hggraph.engine.regions import RegionTask as RegionTask
 from hggraph.engine.regions import load_clusterer as load_clusterer
 from hggraph.engine.segmentation import SegmentationTask as SegmentationTask

@@ -10,10 +10,10 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from torch import nn
 
-from hggraph.engine import raster, windows
-from hggraph.engine.predictor import Predictor
-from hggraph.engine.raster import predict_raster
-from tests.engine.rasters import PLACE, STATISTICS, network, normalised, pixels, read, write
+from hggraph.inference import raster, windows
+from hggraph.inference.predictor import Predictor
+from hggraph.inference.raster import predict_raster
+from tests.inference.rasters import PLACE, STATISTICS, network, normalised, pixels, read, write
 
 # rasters without a georeference are written and read here on purpose
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

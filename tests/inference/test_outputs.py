@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hggraph.engine.outputs import check_palette, class_colors, save_labels, save_overlay, save_probabilities
+from hggraph.inference.outputs import check_palette, class_colors, save_labels, save_overlay, save_probabilities
 
 PALETTE = [(0, 0, 0), (250, 10, 20), (0, 200, 0), (30, 40, 255)]
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from hggraph._files import unique_names
 from hggraph.data import ImageError, load_graph, load_image
-from hggraph.engine import folder as folder_module
-from hggraph.engine.folder import predict_folder
-from hggraph.engine.outputs import class_colors
-from hggraph.engine.predictor import Predictor
+from hggraph.inference import folder as folder_module
+from hggraph.inference.folder import predict_folder
+from hggraph.inference.outputs import class_colors
+from hggraph.inference.predictor import Predictor
 from hggraph.models import hg_resnet
 
 STATISTICS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hggraph.engine.windows import blend, cut
+from hggraph.inference.windows import blend, cut
 
 
 @st.composite

@@ -12,9 +12,9 @@ import rasterio
 from torch import nn
 
 from hggraph.data.image import ImageError
-from hggraph.engine.predictor import Predictor
-from hggraph.engine.raster import predict_raster
-from tests.engine.rasters import STATISTICS, OneByOne, network, pixels, write
+from hggraph.inference.predictor import Predictor
+from hggraph.inference.raster import predict_raster
+from tests.inference.rasters import STATISTICS, OneByOne, network, pixels, write
 
 # rasters without a georeference are written and read here on purpose
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -127,8 +127,8 @@ import json, resource, sys, time, warnings
 from pathlib import Path
 import torch
 from torch import nn
-from hggraph.engine.predictor import Predictor
-from hggraph.engine.raster import predict_raster
+from hggraph.inference.predictor import Predictor
+from hggraph.inference.raster import predict_raster
 folder, window, overlap, classes, threads = Path(sys.argv[1]), *map(int, sys.argv[2:])
 torch.set_num_threads(threads)
 net = nn.Conv2d(3, classes, 3, padding=1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hggraph.data import load_graph, save_graph
-from hggraph.engine.predictor import Predictor, to_labels
+from hggraph.inference.predictor import Predictor, to_labels
 from hggraph.models import hg_resnet
 
 
