@@ -47,8 +47,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _flush_to_disk(temporary)
         temporary.replace(path)
-    except BaseException:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):  # of a folder that is none, too
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that its reader knows
         raise
     with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
         _flush_to_disk(path.parent)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hggraph._screen import screen
+
 __all__ = ["publish_run"]
 
 
@@ -24,12 +26,7 @@ def publish_run(
     The card's figures are those of results-test.json or results-val.json of the run: evaluate first. The folder is what
     hggraph.models.from_pretrained and `hggraph predict --model` take.
     """
-    try:
-        from hggraph.engine.trained import publish
-    except ImportError as error:
-        raise typer.BadParameter(f'This needs Lightning ({error}): pip install "hggraph[train,models]"') from error
-    try:
-        publish(run, out, description=description, license_id=license_id)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(f"Published: {out}")
+    from hggraph.engine.trained import publish  # Lightning takes seconds
+
+    publish(run, out, description=description, license_id=license_id)
+    screen().print(f"Published: {out}")
