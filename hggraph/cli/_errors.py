@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import sys
@@ -14,7 +13,7 @@ from typer.core import TyperGroup
 
 from hggraph._screen import harmless, one_line, screen
 
-__all__ = ["Commands", "no_room"]
+__all__ = ["Commands"]
 
 TRACEBACK = "HGGRAPH_TRACEBACK"
 # what Python raises of code that is wrong; everything else says what a file, an option or a machine lacks
@@ -55,16 +54,6 @@ class Commands(TyperGroup):
         if code == 130:
             _report("interrupted")
         sys.exit(code if isinstance(code, int) else 0)
-
-
-def no_room(error: BaseException) -> bool:
-    """Say whether an error will meet every file that is still to be written: a full or a read-only disk.
-
-    Example:
-        >>> no_room(OSError(errno.ENOSPC, "No space left on device")), no_room(ValueError("too small"))
-        (True, False)
-    """
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _said(error: Exception) -> str | None:

@@ -48,9 +48,7 @@ def predict(
         list[float] | None, typer.Option(metavar="S", help="Average over sizes: --scale 0.75 --scale 1 --scale 1.25.")
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
-    overlay: Annotated[
-        bool, typer.Option(help="Write the labels over the photo too; black classes are not painted.")
-    ] = True,
+    overlay: Annotated[bool, typer.Option(help="Write the labels over the photo too.")] = True,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities too.")] = False,
     regions: Annotated[bool, typer.Option("--regions", help="Write the network's region graphs too.")] = False,
     bands: Annotated[

@@ -11,11 +11,11 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
+from hggraph._screen import screen
 from hggraph.engine.loading import SeededSamples, length_of
 from hggraph.engine.segmentation import SegmentationTask
 from hggraph.viz import save_figure
@@ -136,7 +136,7 @@ class Results(Callback):
         text = json.dumps(found, indent=1)
         write_atomically(folder / f"results-{stage}.json", lambda path: path.write_text(text, encoding="utf-8"))
         for table in tables:
-            Console().print(table)
+            screen().print(table)
 
 
 def _predict(task: lightning.LightningModule, image: Tensor) -> Tensor:
