@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from hggraph._screen import harmless, one_line, screen
 
-__all__ = ["Commands"]
+__all__ = ["TRACEBACK", "Commands"]
 
 TRACEBACK = "HGGRAPH_TRACEBACK"
 # what Python raises of code that is wrong; everything else says what a file, an option or a machine lacks
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
         try:
             # without "standalone" the errors of the command line come through, and an exit is a number
             code = super().main(*args, **options | {"standalone_mode": False})
-            sys.stdout.flush()
+            print(end="", flush=True)  # a full disk shows here, not after the end; of a closed output nothing is asked
         except typer.Abort:
             code = 130
         except BrokenPipeError:

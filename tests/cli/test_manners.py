@@ -129,6 +129,7 @@ def test_one_line(words, values, places, monkeypatch):
     [
         (ValueError("too\n   few"), 1, "too few"),
         (OSError(28, "No space left on device", "a\x1b.png"), 1, r"a\x1b.png: No space left on device"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
         (MemoryError(), 1, "out of memory"),
         (typer.BadParameter("--n must be 1"), 2, "--n must be 1"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -195,6 +196,14 @@ def test_a_reader_that_leaves():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_no_output_at_all(monkeypatch):
+    """`hggraph info >&-`: Python has no standard output then."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as left:
+        typer.main.get_command(app).main(["info"])
+    assert left.value.code == 0
 
 
 def test_screen(capsys):
