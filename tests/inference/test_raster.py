@@ -10,7 +10,7 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from torch import nn
 
-from hggraph.inference import raster, windows
+from hggraph.inference import _raster_source, windows
 from hggraph.inference.predictor import Predictor
 from hggraph.inference.raster import predict_raster
 from tests.inference.rasters import PLACE, STATISTICS, network, normalised, pixels, read, write
@@ -74,7 +74,7 @@ def test_tiles_are_compressed_once(tmp_path, monkeypatch):
     """Not again and again, leaving gaps in the file, when a row of tiles of all classes is more than GDAL caches."""
     source, sizes = write(tmp_path / "a.tif", pixels(300, 700)), []
     for cache in (1 << 20, 64 << 20):
-        monkeypatch.setattr(raster, "CACHE", cache)
+        monkeypatch.setattr(_raster_source, "CACHE", cache)
         result = predict_raster(
             Predictor(network(classes=8)), source, tmp_path / "b.tif", **STATISTICS, window=200, probabilities=True
         )
