@@ -74,7 +74,8 @@ class RasterSource:
         file, kinds = self.file, self.file.colorinterp
         alpha = [band for band, kind in zip(file.indexes, kinds, strict=True) if kind == ColorInterp.alpha]
         self.bands = [band for band in file.indexes if band not in alpha] if bands is None else list(bands)
-        if not self.bands or not all(type(band) is int and band in file.indexes for band in self.bands):
+        numbers = (isinstance(band, int | np.integer) and not isinstance(band, bool) for band in self.bands)
+        if not self.bands or not all(numbers) or not set(self.bands) <= set(file.indexes):
             raise ImageError(f"{self.path}: expected bands from 1 to {file.count}, got {self.bands or 'none'}.")
         names = [file.dtypes[band - 1] for band in self.bands]
         if any(name.startswith("complex") for name in names):

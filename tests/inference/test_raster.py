@@ -6,7 +6,6 @@ import rasterio
 import torch
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from torch import nn
 
@@ -154,108 +153,6 @@ def test_control_points_and_polynomials_survive(tmp_path):
         assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row - 10, p.col - 5, p.x, p.y) for p in points]
         assert (file.rpcs.line_off, file.rpcs.samp_off, file.rpcs.lat_off) == (10, 20, 52)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "b.tif"]
-
-
-@pytest.mark.parametrize(
-    ("bands", "dtype", "full_scale"),
-    [
-        (1, "uint8", 255),
-        (4, "uint8", 255),
-        (4, "uint16", 65535),
-        (2, "int16", 32767),
-        (3, "float32", 1),
-        (2, "float64", 1),
-    ],
-)
-def test_types_and_numbers_of_bands(tmp_path, bands, dtype, full_scale):
-    array = pixels(30, 40, bands, dtype)
-    mean, std = [0.1 * (i + 1) for i in range(bands)], [0.2 + 0.1 * i for i in range(bands)]
-    source = write(tmp_path / "a.tif", array, photometric="minisblack")
-    net = network(bands)
-    result = predict_raster(
-        Predictor(net), source, tmp_path / "b.tif", mean=mean, std=std, window=24, overlap=8, probabilities=True
-    )
-    x = normalised(array, full_scale, mean, std)
-    expected = Predictor(net, window=24, overlap=8)(x[None])[0]
-    np.testing.assert_allclose(read(result.probabilities)[0], expected.numpy(), rtol=0, atol=3e-6)
-
-
-def test_full_scale_bands_and_one_number_for_all(tmp_path):
-    array = pixels(20, 20, 4, "uint16") // 32  # eleven bits
-    source = write(tmp_path / "a.tif", array, photometric="minisblack")
-    net = network(3)
-    result = predict_raster(
-        Predictor(net),
-        source,
-        tmp_path / "b.tif",
-        mean=[0.5],
-        std=[0.25],
-        bands=[4, 1, 2],
-        full_scale=2047,
-        probabilities=True,
-    )
-    expected = Predictor(net)(normalised(array[[3, 0, 1]], 2047, [0.5], [0.25])[None])[0]
-    np.testing.assert_allclose(read(result.probabilities)[0], expected.numpy(), rtol=0, atol=1e-6)
-
-
-def test_alpha_is_a_mask_and_no_band(tmp_path):
-    array = pixels(40, 50, 4)
-    array[3] = 255
-    array[3, :, 30:] = 0
-    source = write(tmp_path / "a.tif", array, photometric="rgb", alpha="yes")
-    with rasterio.open(source) as file:
-        assert file.colorinterp[3] == ColorInterp.alpha
-    out = tmp_path / "b.tif"
-    predict_raster(Predictor(network()), source, out, **STATISTICS)
-    labels, profile = read(out)
-    assert profile["nodata"] == 255
-    assert (labels[0, :, 30:] == 255).all() and (labels[0, :, :30] < 4).all()
-
-
-@pytest.mark.parametrize("how", ["file", "argument", "nan"])
-def test_pixels_without_data(tmp_path, how):
-    """They are the mean for the network, their windows are skipped, and the result says that they are none."""
-    array = pixels(100, 120, dtype="float32")
-    empty = np.zeros((100, 120), dtype=bool)
-    empty[:, 60:] = True
-    empty[10:14, 5:9] = True
-    value = np.nan if how == "nan" else -9999.0
-    array[:, empty] = value
-    array[0, 50, 10] = -9999.0  # in one band alone it is a number
-    source = write(tmp_path / "a.tif", array, nodata=-9999.0 if how == "file" else None)
-    seen = []
-    net = network()
-    net.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-    result = predict_raster(
-        Predictor(net),
-        source,
-        tmp_path / "b.tif",
-        **STATISTICS,
-        window=20,
-        overlap=4,
-        nodata=-9999.0 if how == "argument" else None,
-        probabilities=True,
-    )
-    columns = windows.cut(120, 20, 4).starts
-    rows = windows.cut(100, 20, 4).starts
-    assert len(seen) == len(rows) * sum(start < 60 for start in columns)
-    assert all(x.isfinite().all() and (x.abs().amax(1) < 1e6).all() for x in seen)
-    labels, profile = read(result.labels)
-    assert profile["nodata"] == 255
-    assert ((labels[0] == 255) == empty).all()
-    probabilities, profile = read(result.probabilities)
-    assert np.isnan(profile["nodata"]) and (np.isnan(probabilities) == empty).all()
-    x = normalised(array, 1, **STATISTICS).masked_fill(torch.from_numpy(empty), 0)
-    expected = Predictor(net, window=20, overlap=4)(x[None])[0]
-    np.testing.assert_allclose(probabilities[:, ~empty], expected.numpy()[:, ~empty], rtol=0, atol=3e-6)
-
-
-def test_no_data_at_all(tmp_path):
-    source = write(tmp_path / "a.tif", np.zeros((3, 50, 50), np.uint8), nodata=0)
-    result = predict_raster(
-        Predictor(network()), source, tmp_path / "b.tif", **STATISTICS, window=16, overlap=4, probabilities=True
-    )
-    assert (read(result.labels)[0] == 255).all() and np.isnan(read(result.probabilities)[0]).all()
 
 
 def test_palette_and_one_class(tmp_path):
