@@ -84,8 +84,11 @@ def test_tiles_are_compressed_once(tmp_path, monkeypatch):
 ROTATED = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(2, -3)
 
 
-@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, Affine(1e-4, 0, 13.1, 0, -2e-4, 52.5)])
-@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326", None])
+SOUTH_UP = Affine(2, 0, 5e5, 0, 2, 5e6)
+
+
+@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, SOUTH_UP, Affine(1e-4, 0, 13.1, 0, -2e-4, 52.5)])
+@pytest.mark.parametrize("crs", ["EPSG:32633", None])
 def test_georeference_survives(tmp_path, transform, crs):
     source = write(tmp_path / "image.tif", pixels(40, 60), crs=crs, transform=transform)
     out = tmp_path / "labels.tif"
@@ -97,7 +100,7 @@ def test_georeference_survives(tmp_path, transform, crs):
         assert after.profile["tiled"] and after.profile["compress"] == "deflate"
 
 
-@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, Affine.identity()])
+@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, SOUTH_UP, Affine.identity()])
 def test_part_of_a_raster(tmp_path, transform):
     array = pixels(60, 80)
     source, out = write(tmp_path / "image.tif", array, transform=transform), tmp_path / "labels.tif"
@@ -155,6 +158,23 @@ def test_control_points_and_polynomials_survive(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "b.tif"]
 
 
+@pytest.mark.parametrize("transform", ["", "<GeoTransform>5, 2, 0, 9, 0, -2</GeoTransform>"])
+def test_control_points_without_a_coordinate_system(tmp_path, transform):
+    """They survive; a transform beside them counts more, as in GDAL's own tools."""
+    write(tmp_path / "a.tif", pixels(4, 5, 1))
+    points = "".join(f'<GCP Pixel="{x}" Line="{y}" X="1{x}" Y="5{y}"/>' for x, y in [(0, 0), (5, 0), (0, 4)])
+    (tmp_path / "a.vrt").write_text(
+        f'<VRTDataset rasterXSize="5" rasterYSize="4">{transform}<GCPList>{points}</GCPList>'
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename relativeToVRT="1">a.tif</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    predict_raster(Predictor(network(1)), tmp_path / "a.vrt", tmp_path / "b.tif", mean=[0.5], std=[0.25])
+    with rasterio.open(tmp_path / "b.tif") as file:
+        found = [(p.col, p.row, p.x, p.y) for p in file.gcps[0]]
+        assert found == ([] if transform else [(0, 0, 10, 50), (5, 0, 15, 50), (0, 4, 10, 54)])
+        assert file.transform == (Affine(2, 0, 5, 0, -2, 9) if transform else Affine.identity())
+
+
 def test_palette_and_one_class(tmp_path):
     source, out = write(tmp_path / "a.tif", pixels(30, 30)), tmp_path / "b.tif"
     palette = [(10, 20, 30), (200, 100, 0)]
@@ -171,13 +191,19 @@ def test_palette_and_one_class(tmp_path):
         predict_raster(Predictor(network()), source, out, **STATISTICS, palette=palette)
 
 
-def test_many_classes(tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "kind", "empty"), [(255, "uint8", 255), (256, "uint16", 65535), (300, "uint16", 65535)]
+)
+def test_many_classes(tmp_path, classes, kind, empty):
+    """No label is the number for no data, and each has its colour."""
+
     class Counter(nn.Module):
         def forward(self, x):
-            return torch.arange(300.0).view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
+            return torch.arange(float(classes)).view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
 
-    result = predict_raster(
-        Predictor(Counter()), write(tmp_path / "a.tif", pixels(9, 9)), tmp_path / "b.tif", **STATISTICS
-    )
-    labels, profile = read(result.labels)
-    assert profile["dtype"] == "uint16" and profile["nodata"] == 65535 and (labels == 299).all()
+    source, palette = write(tmp_path / "a.tif", pixels(9, 9)), [(i % 256, i // 256, 7) for i in range(classes)]
+    result = predict_raster(Predictor(Counter()), source, tmp_path / "b.tif", **STATISTICS, palette=palette)
+    with rasterio.open(result.labels) as file:
+        table = file.colormap(1)
+        assert file.dtypes == (kind,) and file.nodata == empty and (file.read(1) == classes - 1).all()
+    assert [table[label][:3] for label in range(classes)] == palette and table[empty] == (0, 0, 0, 0)
