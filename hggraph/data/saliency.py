@@ -31,6 +31,8 @@ class SaliencyDataset(SegmentationDataset):
         DatasetError: if none of the folders is there; the text shows those expected and those found.
     """
 
+    READ_MASK = BrightnessReader()
+
     def __init__(
         self,
         name: str,
@@ -53,7 +55,7 @@ class SaliencyDataset(SegmentationDataset):
         super().__init__(
             pairs,
             ["background", "salient object"],
-            BrightnessReader(),
+            self.READ_MASK,
             palette=BINARY_COLORS,
             transform=transform,
             extra=extra,
@@ -105,6 +107,7 @@ class PascalS(_TestSet):
     """
 
     NAME, PUBLISHED = "PASCAL-S", 850
+    READ_MASK = BrightnessReader(faintest=1 / 12)  # an object that one of twelve people chose
     FOLDERS = (("datasets/imgs/pascal", "datasets/masks/pascal"), ("imgs/pascal", "masks/pascal"))
 
 
