@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["unique_names", "write_atomically"]
+__all__ = ["NO_ROOM", "unique_names", "write_atomically", "write_together"]
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that the next file will meet too
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -41,17 +44,50 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         ...     target.read_text(), len(list(Path(folder).iterdir()))
         ('all of it', 1)
     """
-    path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}")
+    write_together({Path(path): write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write several files, complete or absent: none takes its name before each is on the disk.
+
+    Args:
+        files: What writes each file; see `write_atomically`.
+
+    Raises:
+        OSError, Exception: as `write_atomically`. Files that were there before are then still there; should a name be
+            refused after others were taken (a folder that changes meanwhile), those are removed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     one, two = Path(folder, "one.txt"), Path(folder, "two.txt")
+        ...     write_together({one: lambda path: path.write_text("1"), two: lambda path: path.write_text("2")})
+        ...     one.read_text(), two.read_text()
+        ('1', '2')
+    """
+    temporaries = {path: path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}") for path in files}
+    made = list(temporaries.values())
     try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
+        for path, write in files.items():
+            write(temporaries[path])
+            _flush_to_disk(temporaries[path])
+        for path in files:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+            made.append(path)
+    except BaseException as error:  # Ctrl-C too
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if isinstance(error, OSError):  # of the name that its reader knows
+            names = {str(temporary): str(path) for path, temporary in temporaries.items()}
+            error.filename, error.filename2 = names.get(error.filename, error.filename), None
         raise
-    with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
-        _flush_to_disk(path.parent)
+    for folder in {path.parent for path in files}:
+        with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
+            _flush_to_disk(folder)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
