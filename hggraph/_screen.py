@@ -19,7 +19,7 @@ class _Screen(Console):
 
 
 def screen(*, stderr: bool = False) -> Console:
-    """Return a console that breaks no line, no name and no cell of a table, and paints neither numbers nor paths.
+    r"""Return a console that breaks no line, no name and no cell of a table, and paints neither numbers nor paths.
 
     Lines are as long as they are; a terminal wraps them itself. Give it text as ``str``: a rich `Text` is printed
     unchecked.
@@ -28,8 +28,8 @@ def screen(*, stderr: bool = False) -> Console:
         stderr: Print to the standard error, which has the terminal's width for progress bars.
 
     Example:
-        >>> screen().print("a [red] name \\x1b[2J.png")
-        a [red] name \\x1b[2J.png
+        >>> screen().print("a [red] name \x1b[2J.png")
+        a [red] name \x1b[2J.png
     """
     return _Screen(
         stderr=stderr, soft_wrap=True, markup=False, highlight=False, emoji=False, width=None if stderr else 10_000

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from hggraph._files import unique_names
+from hggraph._screen import harmless, one_line, screen
+from hggraph.cli._device import device_of
 
 if TYPE_CHECKING:
-    from hggraph.engine.trained import Trained
     from hggraph.inference.predictor import Predictor
 
 __all__ = ["predict"]
@@ -68,24 +68,25 @@ def predict(
         tuple[float, float, float, float] | None,
         typer.Option(metavar="LEFT BOTTOM RIGHT TOP", help="Part of a raster, in its coordinates."),
     ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Images of one size, or windows, that go through the network at once.")
+    ] = 4,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import and run what a folder of your own names that hggraph does not know.")
+    ] = False,
 ) -> None:
-    """Predict the class of every pixel with a trained network.
+    """Predict photos and rasters with a trained network, as it was evaluated.
 
-    Writes labels/NAME.png in the classes' colours and overlay/NAME.png into --out. An image that cannot be used is
-    reported and skipped, and the exit code is 1. Rasters are read and written in windows: of any size, in constant
-    memory, with their georeference, as NAME.tif.
+    Writes labels/NAME.png in the classes' colours and overlay/NAME.png into --out, where classes that are black stay
+    unpainted; with a detector or a classifier overlay/NAME.png and, for all images, predictions.json in COCO's format.
+    An image that cannot be used is reported and skipped, and the exit code is 1. Rasters are read and written in
+    windows: of any size, in constant memory, with their georeference, as NAME.tif.
     """
-    try:
-        from hggraph.inference.folder import predict_folder
-        from hggraph.inference.predictor import Predictor
-    except ImportError as error:
-        raise typer.BadParameter(
-            f'Prediction needs Lightning ({error}): pip install "hggraph[train,models]"'
-        ) from error
+    from hggraph.inference import Predictor, load_trained, predict_folder
+
     special = {"bands": bands or None, "full_scale": full_scale, "nodata": nodata, "bounds": bounds}
-    given = [name for name, value in special.items() if value is not None]
-    rasters, others = _sort(images, given)
+    rasters, others = _sort(images, [name for name, value in special.items() if value is not None])
     if rasters and (regions or overlay):
         raise typer.BadParameter(
             f"--{'regions' if regions else 'overlay'} is for images: of a raster, here {rasters[0]}, only labels and "
@@ -94,74 +95,47 @@ def predict(
     if overlap is not None and window is None and not rasters:
         raise typer.BadParameter("--overlap is of windows, and images are taken whole: give --window too.")
     results = _name_results(rasters, others, out, probabilities)
-    trained = _load(model)
-    where = device or _best_device()
-    try:
-        predictor = Predictor(
-            trained.net,
-            window=window,
-            overlap=0.5 if overlap is None else overlap,
-            scales=tuple(scale or (1.0,)),
-            flip=flip,
-            device=where,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    console = Console(stderr=True, soft_wrap=True)
+    place = device_of(device)
+    predictor = Predictor(
+        load_trained(model, trust=trust),
+        window=window,
+        overlap=0.5 if overlap is None else overlap,
+        scales=tuple(scale or (1.0,)),
+        flip=flip,
+        batch_size=batch_size,
+        device=place,
+    )
     options = special | {
         "window": window or 1024,
         "overlap": 0.125 if overlap is None else overlap,
         "probabilities": probabilities,
     }
+    console = screen(stderr=True)
     failed = sum(
-        not _predict_raster(predictor, trained, path, result, options, console)
+        not _predict_raster(predictor, path, result, options, console)
         for path, result in zip(rasters, results, strict=True)
     )
     if others:
-        try:
-            done = predict_folder(
-                predictor,
-                others,
-                out,
-                mean=trained.mean,
-                std=trained.std,
-                palette=trained.palette or None,
-                probabilities=probabilities,
-                overlay=overlay is not False,
-                regions=regions,
-                console=console,
-            )
-        except (ValueError, TypeError, OSError) as error:
-            raise typer.BadParameter(str(error)) from error
+        done = predict_folder(
+            predictor,
+            others,
+            out,
+            probabilities=probabilities,
+            overlay=overlay is not False,
+            regions=regions,
+            console=console,
+        )
         failed += len(done.failed)
-        console.print(Text(f"{len(done.done)} images, {done.images_per_second:.2f} a second: {out}"))
+        console.print(f"{len(done.done)} images, {done.images_per_second:.2f} a second: {out}")
     if failed:
         raise typer.Exit(1)
-
-
-def _load(model: str) -> Trained:
-    from hggraph.engine.trained import load_trained
-
-    try:
-        return load_trained(model)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(f"--model: {error}") from error
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _sort(paths: Sequence[Path], given: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """Sort what is named into rasters and images; refuse options for rasters, `given`, where there is none."""
     from hggraph.inference.sorting import sort_inputs
 
-    try:
-        rasters, images = sort_inputs(paths, rasters=bool(given))
-    except (ValueError, OSError, ImportError) as error:
-        raise typer.BadParameter(str(error)) from error
+    rasters, images = sort_inputs(paths, rasters=bool(given))
     if given and not rasters:
         option = given[0].replace("_", "-")
         raise typer.BadParameter(f"--{option} is for rasters, and GDAL reads none of what is given, first {images[0]}.")
@@ -182,7 +156,6 @@ def _name_results(rasters: Sequence[Path], images: Sequence[Path], out: Path, pr
 
 def _predict_raster(
     predictor: Predictor,
-    trained: Trained,
     path: Path,
     out: Path,
     options: dict[str, Any],
@@ -198,25 +171,22 @@ def _predict_raster(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(path.name), total=None)
+        task = bar.add_task(escape(harmless(path.name)), total=None)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             written = predict_raster(
                 predictor,
                 path,
                 out,
-                mean=trained.mean,
-                std=trained.std,
-                palette=trained.palette or None,
                 **options,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            console.print(Text(f"error: {text if str(path) in text else f'{path}: {text}'}"), style="red")
+            text = one_line(error)
+            console.print(f"error: {text if str(path) in text else f'{path}: {text}'}", style="red")
             if isinstance(error, (OSError, ImportError)):  # rasters that cannot be read are a ValueError
                 raise typer.Exit(1) from error
             return False
     line = f"{written.size[1]} x {written.size[0]} pixels in {written.seconds:.0f} s: {written.labels}"
-    console.print(Text(line))
+    console.print(line)
     return True

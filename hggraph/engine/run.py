@@ -20,9 +20,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from hggraph._files import write_atomically
+from hggraph._screen import harmless, one_line
 from hggraph.engine.callbacks import Results, SamplePictures, Throughput
 from hggraph.engine.checkpoint import SafeCheckpointIO, latest_checkpoint
 from hggraph.engine.data_module import ImageData
+from hggraph.engine.ending import Ending
 from hggraph.engine.random_state import RandomState
 from hggraph.engine.task import Task, find_task
 from hggraph.engine.trained import CONFIG, DEFAULT_TASK, best_checkpoint, save_use
@@ -30,6 +32,7 @@ from hggraph.engine.trained import CONFIG, DEFAULT_TASK, best_checkpoint, save_u
 __all__ = ["COMMANDS", "run"]
 
 COMMANDS = ("fit", "validate", "test")
+_NETWORKS = "--model.net.help hggraph.models.hg_resnet shows the options of a network, `hggraph info` lists them."
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -60,7 +63,7 @@ def run(command: str, arguments: list[str]) -> None:
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={"prog": f"hggraph {command}"},
+            parser_kwargs={"prog": f"hggraph {command}", "epilog": _NETWORKS},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             run=False,
@@ -71,7 +74,12 @@ def run(command: str, arguments: list[str]) -> None:
             newest = latest_checkpoint(folder / "checkpoints")
             if newest is not None:
                 print(f"Going on from {newest}")
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=newest)
+            try:
+                cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=newest)
+            except SystemExit as error:
+                if cli.trainer.interrupted:  # Lightning leaves with 1 after Ctrl-C
+                    raise KeyboardInterrupt from error
+                raise
         else:
             getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=best_checkpoint(folder))
 
@@ -90,7 +98,7 @@ def _task(command: str, arguments: list[str]) -> type[Task]:
     try:
         return find_task(str(given.task or [DEFAULT_TASK, *names][-1]))
     except ValueError as error:
-        print(f"error: hggraph {command}: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -102,11 +110,11 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in a line or two, with near names for keys that are not known."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and leave."""
+        """Print what is wrong, on one line, and leave."""
         if not self.exit_on_error:  # the parser of a part, while alternatives are tried
             super().error(message, ex)
-        text = message.strip() + _near(self, message)
-        self.exit(2, f"error: {text}\n--help lists all options and their defaults.\n")
+        text = harmless(" ".join((message + _near(self, message)).split()))
+        self.exit(2, f"error: {text.rstrip('.')}. --help lists all options and their defaults.\n")
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -156,6 +164,7 @@ class _RunCLI(LightningCLI):
             Throughput(),
             SamplePictures(config.pictures),
             Results(),
+            Ending(),
             LearningRateMonitor("step"),
             *([] if config.trainer.enable_progress_bar is False else [RichProgressBar()]),
         ]

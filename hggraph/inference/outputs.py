@@ -161,13 +161,15 @@ def save_overlay(
 ) -> None:
     """Write a photo with its labels' colours laid over it, and lines in the colours where labels meet.
 
+    Black is no paint: classes whose colour is ``(0, 0, 0)``, the background of most palettes, show the photo as it is.
+
     Args:
         image: Colours in [0, 1], shape ``(3, H, W)``, or ``(1, H, W)`` for grey.
         labels: Whole numbers from 0, shape ``(H, W)``.
         path: The file to write; its suffix chooses the format (.png, .jpg, .webp, ...).
         palette: Red, green, blue of each class; None: `class_colors`.
         opacity: Of the colours, from 0 to 1.
-        hidden: Labels that are not painted, such as the background of saliency maps.
+        hidden: Further labels that are not painted.
 
     Raises:
         ValueError: if shapes disagree, a value is out of range, or the format is unknown.
@@ -211,7 +213,7 @@ def overlay_picture(
     border[:, 1:] |= across
     border[:, :-1] |= across
     weight = np.where(border, (1 + opacity) / 2, opacity).astype(np.float32)
-    weight[np.isin(values, list(hidden))] = 0
+    weight[np.isin(values, list(hidden)) | ~table[values].any(-1)] = 0
     mixed = photo + (table[values] - photo) * weight[..., None]
     return Image.fromarray(mixed.round().astype(np.uint8))
 

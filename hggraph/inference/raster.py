@@ -42,8 +42,8 @@ def predict_raster(
     path: str | Path,
     out: str | Path,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     window: int = 1024,
     overlap: int | float = 0.125,
     margin: int | None = None,
@@ -66,7 +66,8 @@ def predict_raster(
         out: The GeoTIFF to write, ending in .tif or .tiff: labels, one band, tiled and compressed; uint8, or uint16 for
             more than 255 classes. Pixels without data get its nodata value, 255 or 65535.
         mean: Of each band, or one number for all: the network gets ``((stored * scale + offset) / full_scale - mean) /
-            std``, where scale and offset are the band's own in the file, 1 and 0 in most.
+            std``, where scale and offset are the band's own in the file, 1 and 0 in most. None: the predictor's
+            preprocessing, without its size rule: rasters are read at their own size.
         std: Likewise.
         window: Side of the windows, in pixels.
         overlap: Least overlap of neighbours: pixels if it is an int, a fraction of the window if it is a float.
@@ -79,7 +80,8 @@ def predict_raster(
         bounds: Part to predict, ``(left, bottom, right, top)`` in the raster's coordinates (columns and rows if it has
             no transform); the smallest rectangle of pixels around it is taken, as if it were the whole raster. None:
             all.
-        palette: Colours of the classes, red, green, blue from 0 to 255, written as the file's colour table.
+        palette: Colours of the classes, red, green, blue from 0 to 255, written as the file's colour table; None: the
+            predictor's, if it has any.
         probabilities: Write them too, as ``NAME_probabilities.tif`` beside `out`: a float32 band per class, NaN for
             no data.
         progress: Called with the number of pixels done and of all pixels.
@@ -117,6 +119,8 @@ def predict_raster(
     out = Path(out)
     beside = out.with_name(f"{out.stem}_probabilities{out.suffix}") if probabilities else None
     check_positive("window", window)
+    mean, std = _statistics(predictor, mean, std)
+    palette = palette if palette is not None else predictor.palette or None
     with quiet_gdal(), RasterSource(path, bands, mean, std, full_scale, nodata, bounds) as source:
         _check_output(source.files(), out, beside)
         model, found = predictor.model, len(source.bands)
@@ -151,6 +155,19 @@ def predict_raster(
         else:
             write_atomically(out, lambda first: write_atomically(beside, lambda second: write(first, second)))
         return RasterPrediction(out, beside, source.size, time.perf_counter() - start)
+
+
+def _statistics(
+    predictor: Predictor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and deviation of the bands, as given or as the network was evaluated with."""
+    if predictor.task != "segmentation":
+        raise ValueError(f"Rasters are for segmentation networks; this one is for {predictor.task}.")
+    if mean is not None and std is not None:
+        return mean, std
+    if (mean is None) != (std is None) or predictor.preprocessing is None:
+        raise ValueError("`mean` and `std` must be given together: the network does not say how images are prepared.")
+    return predictor.preprocessing.mean, predictor.preprocessing.std
 
 
 def _write(

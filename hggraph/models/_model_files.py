@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hggraph._files import write_atomically
+from hggraph.models._hub import fetch
 from hggraph.models._model_config import check_config
 
 __all__ = [
@@ -99,10 +100,8 @@ def files_of(path_or_hub_id: str | Path, revision: str | None) -> tuple[dict[str
 
 
 def _fetch(name: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(name, file, revision=revision))
+        return fetch(name, file, revision)
     except Exception as error:
         raise RuntimeError(
             f"There is no folder {name} here, and {file} of https://huggingface.co/{name} could not be fetched "

@@ -327,7 +327,7 @@ def test_no_such_place(folder, monkeypatch):
 def test_hub(saved, monkeypatch, tmp_path):
     asked = []
 
-    def download(name, file, *, revision=None):
+    def download(name, file, *, revision=None, local_files_only):
         asked.append((name, file, revision))
         return str(saved / file)
 
@@ -343,7 +343,7 @@ def test_hub(saved, monkeypatch, tmp_path):
 
 
 def test_hub_out_of_reach(monkeypatch, tmp_path):
-    def fail(name, file, *, revision=None):
+    def fail(name, file, **options):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
