@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from hggraph._files import write_atomically
-from hggraph.engine.checkpoint import check_parameters, latest_checkpoint, load_checkpoint
+from hggraph.engine.checkpoint import best_checkpoint, check_parameters, load_checkpoint
 from hggraph.engine.task import Task, find_task
 from hggraph.models.pretrained import from_pretrained, pretrained_config, save_pretrained
 from hggraph.schemes.hs3 import TappedNetwork
@@ -22,7 +22,6 @@ __all__ = [
     "DEFAULT_TASK",
     "USE",
     "Trained",
-    "best_checkpoint",
     "load_run",
     "load_trained",
     "publish",
@@ -55,12 +54,6 @@ def save_use(folder: Path, dataset: Any) -> None:
     found |= {name: getattr(dataset.transform, name, ()) for name in ("mean", "std")}
     text = json.dumps({name: [list(v) if isinstance(v, tuple) else v for v in value] for name, value in found.items()})
     write_atomically(folder / USE, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def best_checkpoint(folder: Path) -> Path | None:
-    """Return the best checkpoint of a run, or the newest whole one, or None."""
-    best = folder / "checkpoints" / "best.ckpt"
-    return best if best.is_file() else latest_checkpoint(folder / "checkpoints")
 
 
 def load_run(folder: str | Path) -> Trained:
