@@ -118,21 +118,24 @@ class ImageData(lightning.LightningDataModule):
         """Samples that all processes together take in a step."""
         return self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
 
+    @property
+    def workers(self) -> int:
+        """Processes that load for each process that trains."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(8, suggested_max_num_workers(1 if self.trainer is None else self.trainer.num_devices))
+
     def batches(self) -> EpochBatches:
         """Return the training batches of the trainer's processes, from the sample on that training has reached."""
         trainer = self.trainer
         assert trainer is not None
-        length = len(self.dataset("train"))
-        full = length // self.per_step
-        limit = trainer.limit_train_batches
         return EpochBatches(
-            length,
+            len(self.dataset("train")),
             self.batch_size,
             seed=self.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             begun=lambda: (self.epoch, self.samples),
-            limit=limit if isinstance(limit, int) else max(1, int(limit * full)) if limit else None,
             shuffle=not trainer.overfit_batches,  # type: ignore[attr-defined]
         )
 
@@ -159,15 +162,11 @@ class ImageData(lightning.LightningDataModule):
         return DataLoader(samples, batch_sampler=batches, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        trainer = self.trainer
-        assert trainer is not None
-        workers = min(8, suggested_max_num_workers(trainer.num_devices))
-        workers = workers if self.num_workers is None else self.num_workers
         return {
-            "num_workers": workers,
+            "num_workers": self.workers,
             "collate_fn": collate,
             "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": workers > 0,
+            "persistent_workers": self.workers > 0,
             # its own: an iterator draws a seed, which must not come from the network's random numbers
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -196,16 +195,20 @@ class _Position(lightning.Callback):
         saved = checkpoint.get(type(data).__qualname__)
         if saved is None:
             raise ValueError(f"{trainer.ckpt_path} says not which samples were taken: another data module's.")
+        loops = checkpoint["loops"]["fit_loop"]
+        if data.samples:  # Lightning takes an epoch that max_steps or max_time cut short for one that has ended
+            for progress in loops["epoch_progress"].values():
+                progress.update(dict.fromkeys(("processed", "completed"), progress["started"] - 1))
         if saved["per_step"] == data.per_step:
             return
-        batches, each = data.batches(), trainer.accumulate_grad_batches
-        begins = range(0, (batches.steps - 1) * batches.per_step + 1, batches.per_step)
-        done = len(begins) if data.epoch else 0
+        limit, each, full = trainer.limit_train_batches, trainer.accumulate_grad_batches, len(data.batches())
+        steps = min(limit, full) if isinstance(limit, int) else int(limit * full)
+        done = steps if data.epoch else 0
         if data.samples:  # at least one step is left of the epoch; it may take some samples twice
-            data.samples = min(data.samples, begins[-1])
-            done = len(begins) - len(range(data.samples, begins[-1] + 1, data.per_step))
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+            data.samples = min(data.samples, (steps - 1) * data.per_step)
+            done = steps - (steps * data.per_step - data.samples) // data.per_step
+        progress = loops["epoch_loop.batch_progress"]["current"]
         more = done - progress["processed"]
         progress.update({name: count + more for name, count in progress.items()})
         in_epoch = done // each if data.samples else 0
-        data.extra_steps = checkpoint["global_step"] - data.epoch * -(-len(begins) // each) - in_epoch
+        data.extra_steps = checkpoint["global_step"] - data.epoch * -(-steps // each) - in_epoch

@@ -100,7 +100,7 @@ def analyse_run(
         SeededSamples(dataset, data.seed),
         data.eval_batch_size,
         sampler=SplitEvenly(len(dataset)),
-        num_workers=data.num_workers,
+        num_workers=data.workers,
         collate_fn=collate,
     )
     net = trained.net if device is None else trained.net.to(device)

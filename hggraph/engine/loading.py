@@ -62,7 +62,6 @@ class EpochBatches(Sampler[list[Key]]):
         rank: Of this process.
         world_size: Number of processes.
         begun: Says where training is, epoch and samples taken of it: iteration goes on from there. None: the start.
-        limit: Most steps in an epoch, or None.
         shuffle: Take each epoch in another order; if not, always in that of the data set.
 
     Raises:
@@ -83,7 +82,6 @@ class EpochBatches(Sampler[list[Key]]):
         rank: int = 0,
         world_size: int = 1,
         begun: Callable[[], tuple[int, int]] | None = None,
-        limit: int | None = None,
         shuffle: bool = True,
     ) -> None:
         check_positive("batch_size", batch_size)
@@ -95,16 +93,15 @@ class EpochBatches(Sampler[list[Key]]):
             )
         self.length, self.batch_size, self.seed, self.rank = length, batch_size, seed, rank
         self.begun, self.shuffle = begun, shuffle
-        self.steps = length // self.per_step if limit is None else min(limit, length // self.per_step)
 
     def __len__(self) -> int:
-        return self.steps
+        return self.length // self.per_step
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, taken = (0, 0) if self.begun is None else self.begun()
         generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
         order = torch.randperm(self.length, generator=generator).tolist() if self.shuffle else range(self.length)
-        for first in range(taken, (self.steps - 1) * self.per_step + 1, self.per_step):
+        for first in range(taken, self.length - self.per_step + 1, self.per_step):
             start = first + self.rank * self.batch_size
             yield [(epoch, index) for index in order[start : start + self.batch_size]]
 

@@ -78,6 +78,20 @@ class RunRecord(lightning.Callback):
                 f"new ones, which is recorded, or another --out to start anew."
             )
 
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run that was moved find its best checkpoint."""
+        here = str((self.folder / "checkpoints").resolve())
+        if Path(str(trainer.ckpt_path)).resolve().parent != Path(here):
+            return
+        for state in checkpoint["callbacks"].values():
+            if there := state.get("dirpath"):
+                names = ("best_model_path", "last_model_path", "kth_best_model_path", "dirpath")
+                state.update({name: state[name].replace(there, here) for name in names})
+                models = state["best_k_models"].items()
+                state["best_k_models"] = {path.replace(there, here): score for path, score in models}
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the options before the first step."""
         if not trainer.is_global_zero:

@@ -69,6 +69,7 @@ class Task(lightning.LightningModule, ABC):
         self.lr_factors = dict(lr_factors or {})
         self.results: dict[str, Any] = {}
         self._schedules: list[Any] | None = None  # states from a checkpoint, until training begins
+        self._plateau: dict[str, float] = {}
 
     @abstractmethod
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -109,6 +110,12 @@ class Task(lightning.LightningModule, ABC):
         """Log the metric of all processes."""
         self._finish("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what plateaus look at: a checkpoint of an epoch's end is written before they have."""
+        found = self.trainer.callback_metrics
+        names = [str(config.monitor) for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        checkpoint["plateau"] = {name: float(found[name]) for name in names if name in found}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise if the checkpoint is another network's; of its optimiser and schedules keep what has to be kept."""
         if "state_dict" in checkpoint:  # a strategy of shards has loaded its own
@@ -116,6 +123,7 @@ class Task(lightning.LightningModule, ABC):
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         self._schedules, checkpoint["lr_schedulers"] = checkpoint["lr_schedulers"], []  # see `on_train_start`
+        self._plateau = checkpoint.get("plateau", {})
         for state in checkpoint.get("optimizer_states", ()):
             fresh = self.make_grouped_optimizer()
             sizes = [
@@ -147,6 +155,8 @@ class Task(lightning.LightningModule, ABC):
                 state = saved[number] if number < len(saved) else {}
                 if config.reduce_on_plateau:
                     schedule.load_state_dict({name: state[name] for name in PLATEAU if name in state})
+                    if config.monitor in self._plateau and state.get("last_epoch", 0) < self.trainer.current_epoch:
+                        schedule.step(self._plateau[config.monitor])
                 elif config.interval == "step":
                     schedule.last_epoch = self.trainer.global_step - 1
                     schedule.step()
