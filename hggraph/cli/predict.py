@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from hggraph._files import unique_names
 
 if TYPE_CHECKING:
-    from hggraph.inference.predictor import Predictor
     from hggraph.engine.trained import Trained
+    from hggraph.inference.predictor import Predictor
 
 __all__ = ["predict"]
 

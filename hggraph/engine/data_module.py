@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -62,7 +62,7 @@ class ImageData(lightning.LightningDataModule):
         self.root = root
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.splits = {"train": train_split, "val": val_split, "test": test_split}
+        self.splits: dict[str, Any] = {"train": train_split, "val": val_split, "test": test_split}
         self.transforms = {"train": train_transform, "val": transform, "test": transform}
         self.num_workers = num_workers
         self.seed = seed
@@ -158,7 +158,7 @@ class ImageData(lightning.LightningDataModule):
         samples = SeededSamples(self.dataset(stage), self.seed)
         share = SplitEvenly(len(samples), trainer.global_rank, trainer.world_size)
         # batches of its own: a sampler alone would be replaced where Lightning overfits batches
-        batches = BatchSampler(share, self.eval_batch_size, drop_last=False)
+        batches = BatchSampler(cast(Any, share), self.eval_batch_size, drop_last=False)
         return DataLoader(samples, batch_sampler=batches, **self._options())
 
     def _options(self) -> dict[str, Any]:

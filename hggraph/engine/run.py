@@ -10,16 +10,17 @@ import logging
 import re
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from hggraph.engine.callbacks import Results, SamplePictures, Throughput
@@ -188,11 +189,11 @@ class _RunCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs, default_root_dir=str(out), plugins=plugins)
 
     def _checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
-        config, one = self.config, {"dirpath": folder, "enable_version_counter": False}
+        config, one = self.config, partial(ModelCheckpoint, folder, enable_version_counter=False)
         return [
-            ModelCheckpoint(filename="best", monitor=config.monitor, mode=config.monitor_mode, **one),
-            ModelCheckpoint(filename="last", every_n_train_steps=config.save_every, **one),
-            ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **one),
+            one("best", monitor=config.monitor, mode=config.monitor_mode),
+            one("last", every_n_train_steps=config.save_every),
+            one("last", every_n_epochs=1, save_on_train_epoch_end=True),
         ]
 
 
