@@ -69,7 +69,8 @@ def predict(
         typer.Option(metavar="LEFT BOTTOM RIGHT TOP", help="Part of a raster, in its coordinates."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Images of one size, or windows, that go through the network at once.")
+        int,
+        typer.Option(metavar="N", min=1, help="Images of one size, or windows, in the network at once."),
     ] = 4,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.")] = None,
     trust: Annotated[
