@@ -46,30 +46,18 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         ...     target.read_text(), len(list(Path(folder).iterdir()))
         ('all of it', 1)
     """
-    path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C too
-        with contextlib.suppress(OSError):  # of a folder that is none, too
-            temporary.unlink()
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)  # the name that its reader knows
-        raise
-    with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
-        _flush_to_disk(path.parent)
+    write_together({Path(path): write})
 
 
 def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write several files, all or none: none takes its name before each is on the disk.
+    """Write several files, complete or absent: none takes its name before each is on the disk.
 
     Args:
         files: What writes each file; see `write_atomically`.
 
     Raises:
-        OSError, Exception: as `write_atomically`; files that were there before are then still there.
+        OSError, Exception: as `write_atomically`. Files that were there before are then still there; should a name be
+            refused after others were taken (a folder that changes meanwhile), those are removed.
 
     Example:
         >>> import tempfile
@@ -79,19 +67,29 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
         ...     one.read_text(), two.read_text()
         ('1', '2')
     """
-    left = list(files.items())
-
-    def write(number: int) -> None:
-        if number < len(left):
-            path, content = left[number]
-
-            def all_from_here(temporary: Path) -> None:
-                content(temporary)
-                write(number + 1)
-
-            write_atomically(path, all_from_here)
-
-    write(0)
+    temporaries = {path: path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}") for path in files}
+    made = list(temporaries.values())
+    try:
+        for path, write in files.items():
+            write(temporaries[path])
+            _flush_to_disk(temporaries[path])
+        for path in files:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+            made.append(path)
+    except BaseException as error:  # Ctrl-C too
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if isinstance(error, OSError):  # of the name that its reader knows
+            names = {str(temporary): str(path) for path, temporary in temporaries.items()}
+            error.filename, error.filename2 = names.get(error.filename, error.filename), None
+        raise
+    for folder in {path.parent for path in files}:
+        with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
+            _flush_to_disk(folder)
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:

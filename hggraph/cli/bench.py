@@ -34,10 +34,11 @@ CASES = {
     "py_conv": "pyramids against grouped convolution, PyConvResNet-50 against ResNet-50; two minutes on a CPU",
     "gald": "GALD's networks with and without local distribution, its attention against unfold; four minutes on a CPU",
     "specialize": "heads of Specialize and Fuse on HRNet-W48, fusing against upsampling; two minutes on a CPU",
+    "predict": "a folder of photos to label pictures, against a loop by hand; two minutes on a CPU",
     "training": "training steps of HG-ResNet18, against dense ones and the loading of batches; five minutes on a CPU",
     "networks": "whole HG-ResNets, as trained and folded, against dense ones; ten minutes on a CPU",
 }
-LONG = ("hs3", "py_conv", "gald", "specialize", "training", "networks")  # measured only when named
+LONG = ("hs3", "py_conv", "gald", "specialize", "predict", "training", "networks")  # measured only when named
 
 
 class Dtype(StrEnum):

@@ -17,13 +17,13 @@ from hggraph._files import NO_ROOM
 from hggraph._screen import harmless, one_line, screen
 from hggraph.cli._device import device_of
 from hggraph.cli.inputs import Job, plan_jobs
-from hggraph.data import list_images, load_image, load_labels
+from hggraph.data import list_images, load_labels, load_pixels
 from hggraph.viz import affinity_figure, error_figure, mask_figure, save_figure, unity_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hggraph.engine.trained import Trained
+    from hggraph.inference.trained import Trained
     from hggraph.metrics import LevelIoU
 
 __all__ = ["inspect_network"]
@@ -70,6 +70,9 @@ def inspect_network(
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.", show_default=False)
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import and run what a folder of your own names that hggraph does not know.")
+    ] = False,
 ) -> None:
     """Draw what a network's local distribution or pyramid does to images, and where a network is wrong.
 
@@ -85,7 +88,7 @@ def inspect_network(
     if importlib.util.find_spec("matplotlib") is None:
         raise typer.BadParameter('matplotlib is not installed; pictures need it: pip install "hggraph[viz]".')
     points = [_point(text) for text in point or ()]
-    place, trained = device_of(device), _load(network)
+    place, trained = device_of(device), _load(network, trust)
     draws = _drawing(trained.net, points)
     if not draws and labels is None:
         raise typer.BadParameter(
@@ -122,10 +125,14 @@ def inspect_network(
         raise typer.Exit(1)
 
 
-def _load(network: str) -> Trained:
-    from hggraph.engine.trained import load_trained
+def _load(network: str, trust: bool) -> Trained:
+    from hggraph.inference import load_trained
 
-    return load_trained(network)
+    trained = load_trained(network, trust=trust)
+    if trained.task != "segmentation" or trained.preprocessing is None:
+        what = "does not say how images are prepared" if trained.preprocessing is None else f"is for {trained.task}"
+        raise typer.BadParameter(f"{network} {what}; what is drawn is of segmentation networks that say it.")
+    return trained
 
 
 def _point(text: str) -> Point:
@@ -197,25 +204,28 @@ def _converter(
     levels: LevelIoU | None,
 ) -> Callable[[Job, Path | None], None]:
     """Return what draws and writes the pictures of one image."""
-    from hggraph.data.augment import normalise
+    from hggraph.data.transforms import undo
     from hggraph.inference.predictor import Predictor, to_labels
 
     net: Any = trained.net
-    predictor = Predictor(net, device=device)
+    predictor, prepare = Predictor(net, device=device), trained.preprocessing
+    assert prepare is not None
 
     def convert(job: Job, labels: Path | None) -> None:
         assert job.image is not None
-        image = load_image(job.image)
-        x = normalise(image, list(trained.mean), list(trained.std))[None]
+        pixels = load_pixels(job.image)
+        sample, image = prepare({"image": pixels}), pixels.float() / 255
+        x, own = sample["image"][None], (image.shape[1], image.shape[2])
         found: Any = net.inspect(x.to(device))[0] if draws else None
-        figures = {kind: draw(image, found) for kind, draw in draws.items()}
+        seen = undo(image, own, sample["shown"])  # the photo as the network gets it
+        figures = {kind: draw(seen, found) for kind, draw in draws.items()}
         if labels is not None:
-            probabilities = predictor(x)
-            target = _targets(labels, (image.shape[1], image.shape[2]), max(probabilities.shape[1], 2), ignore)
+            probabilities = predictor(x, undo=lambda maps: undo(maps, sample["shown"], own))
+            target = _targets(labels, own, max(probabilities.shape[1], 2), ignore)
             predicted = to_labels(probabilities)[0]
             figures["errors"] = error_figure([image], [target], [predicted], names=[job.name], ignore_index=ignore)
             if levels is not None:
-                predictions, decided = found.at_pixels(net.threshold, (image.shape[1], image.shape[2]))
+                predictions, decided = found.at_pixels(net.threshold, own)
                 levels.update(predictions, decided, target[None])
         for kind, figure in figures.items():  # once all are drawn
             save_figure(figure, out / f"{job.name}_{kind}.png")

@@ -14,7 +14,7 @@ __all__ = ["publish_run"]
 
 def publish_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `hggraph fit`.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the three files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the four files.")],
     *,
     description: Annotated[str, typer.Option(metavar="TEXT", help="A paragraph for the card.")] = "",
     license_id: Annotated[
@@ -23,10 +23,10 @@ def publish_run(
 ) -> None:
     """Write the best network of a run as safetensors, with its configuration and a model card.
 
-    The card's figures are those of results-test.json or results-val.json of the run: evaluate first. The folder is what
-    hggraph.models.from_pretrained and `hggraph predict --model` take.
+    The card's figures are those that `hggraph validate` and `test` have measured of these weights: evaluate first. The
+    folder is what hggraph.models.from_pretrained and `hggraph predict --model` take. Nothing in RUN is imported or run.
     """
-    from hggraph.engine.trained import publish  # Lightning takes seconds
+    from hggraph.models.pretrained import publish
 
     publish(run, out, description=description, license_id=license_id)
     screen().print(f"Published: {out}")

@@ -55,7 +55,7 @@ def describe(name: str, value: Any) -> Any:
         return {"Conv2d": conv | {"bias": value.bias is not None}}
     part = kind.__name__
     if PARTS.get(part) is kind:
-        options = inspect.signature(kind).parameters
+        options = inspect.signature(PARTS[part]).parameters
         return {part: {key: describe(f"{name}.{key}", getattr(value, key)) for key in options}}
     if isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in PARTS:
         return value  # described already

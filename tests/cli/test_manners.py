@@ -70,6 +70,7 @@ WRITERS = [
 ]
 DEVICES = ["banana", "cuda", "cuda:99", "mps", "meta", ""]
 COMPUTERS = [
+    ["predict", "photos", "--model", "net", "--out", "o", "--device={}"],
     ["inspect", "net", "photos", "--labels", "photos", "--out", "o", "--device={}"],
     ["hs3", "analyse", "empty", "--device={}"],
     ["bench", "--device={}"],

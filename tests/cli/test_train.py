@@ -95,7 +95,17 @@ def test_what_fit_says_when_it_is_interrupted(begun, tmp_path, monkeypatch):
 def test_predict_images(run, photos, tmp_path):
     (photos / "c.png").write_bytes(b"nothing")
     done = invoke(
-        "predict", photos, "--model", run, "--out", tmp_path / "out", "--window", 32, "--flip", "--probabilities"
+        "predict",
+        photos,
+        "--model",
+        run,
+        "--trust",
+        "--out",
+        tmp_path / "out",
+        "--window",
+        32,
+        "--flip",
+        "--probabilities",
     )
     assert done.exit_code == 1 and "c.png" in done.output  # the others are there
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
@@ -112,7 +122,7 @@ def test_predict_a_raster(run, tmp_path):
     profile = {"driver": "GTiff", "height": 50, "width": 70, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
     with rasterio.open(path, "w", **profile, transform=transform) as file:
         file.write(np.random.default_rng(0).integers(1, 255, (3, 50, 70), dtype=np.uint8))
-    done = invoke("predict", path, "--model", run, "--out", tmp_path / "out", "--window", 32)
+    done = invoke("predict", path, "--model", run, "--trust", "--out", tmp_path / "out", "--window", 32)
     assert done.exit_code == 0, done.output
     with rasterio.open(tmp_path / "out" / "scene.tif") as labels:
         assert labels.transform == transform and labels.crs.to_epsg() == 32633 and labels.shape == (50, 70)
@@ -129,7 +139,18 @@ def test_a_part_of_a_raster_with_other_bands(run, tmp_path):
         sizes = {"count": len(part), "height": part.shape[1], "width": part.shape[2], "transform": places[name]}
         with rasterio.open(tmp_path / f"{name}.tif", "w", **profile | sizes) as file:
             file.write(part)
-    common = ("--model", run, "--out", tmp_path / "out", "--full-scale", 10000, "--probabilities", "--window", 32)
+    common = (
+        "--model",
+        run,
+        "--trust",
+        "--out",
+        tmp_path / "out",
+        "--full-scale",
+        10000,
+        "--probabilities",
+        "--window",
+        32,
+    )
     common += ("--overlap", 0.25)
     bands = [word for band in (4, 2, 1) for word in ("--bands", band)]
     assert invoke("predict", tmp_path / "b.tif", *common).exit_code == 0
@@ -145,12 +166,17 @@ def test_a_part_of_a_raster_with_other_bands(run, tmp_path):
 
 def test_wrong_model(photos, tmp_path):
     done = invoke("predict", photos, "--model", tmp_path / "no run", "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "--model" in done.output and not (tmp_path / "out").exists()
+    assert done.exit_code == 1 and "no run" in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_publish_needs_a_known_network(run, tmp_path):
-    done = invoke("publish", run, "--out", tmp_path / "out")
-    assert done.exit_code == 1 and "TinyNet" in done.stderr
+def test_a_network_of_ones_own_needs_trust(run, photos, tmp_path):
+    """Published too, where the names that would be imported stand in config.json."""
+    assert invoke("publish", run, "--out", tmp_path / "published").exit_code == 0
+    for model in (run, tmp_path / "published"):
+        done = invoke("predict", photos, "--model", model, "--out", tmp_path / "out")
+        assert done.exit_code == 1 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+        assert "tests.engine.toys.TinyNet" in done.stderr and "--trust" in done.stderr
+    assert invoke("predict", photos, "--model", tmp_path / "published", "--trust", "--out", tmp_path).exit_code == 0
 
 
 def test_help_of_the_trainer():
