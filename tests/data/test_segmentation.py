@@ -222,7 +222,7 @@ def test_brightness_is_cut_in_the_middle():
     numbers, dark = np.array([[0, 1, 3]], dtype=np.uint8), Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
     dark.putpalette([0, 0, 0, 0, 128, 0])
     for mask in (numbers, numbers.astype(np.uint16), dark, np.array([[0, 127]], dtype=np.uint8)):
-        with pytest.raises(DatasetError, match="got nothing brighter than .* which would all count as black"):
+        with pytest.raises(DatasetError, match=r"got nothing brighter than .* which would all count as black"):
             read(BrightnessReader(), mask)
     assert read(BrightnessReader(faintest=1 / 12), np.array([[0, 127]], dtype=np.uint8)).tolist() == [[0, 0]]
 
