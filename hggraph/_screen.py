@@ -19,7 +19,7 @@ class _Screen(Console):
 
 
 def screen(*, stderr: bool = False) -> Console:
-    """Return a console that breaks no line, no name and no cell of a table, and paints neither numbers nor paths.
+    r"""Return a console that breaks no line, no name and no cell of a table, and paints neither numbers nor paths.
 
     Lines are as long as they are; a terminal wraps them itself. Give it text as ``str``: a rich `Text` is printed
     unchecked.
