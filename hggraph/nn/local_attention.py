@@ -199,8 +199,8 @@ class LocalAttention(nn.Module):
             window = max(steps) - min(steps) + 1
             if window > x.shape[2 + axis]:
                 raise ValueError(
-                    f"The window must fit the map: {self.stencil!r} spans {window} pixels, the map `x` has a {name} of "
-                    f"{x.shape[2 + axis]}. Take a larger image, a smaller window or a smaller dilation."
+                    f"The window must fit the map: {self.stencil!r} spans {window} pixels, the map has a {name} of "
+                    f"{x.shape[2 + axis]}. Take a larger image `x`, a smaller window or a smaller dilation."
                 )
 
     def _heads(self, x: Tensor) -> Tensor:
