@@ -28,8 +28,8 @@ def screen(*, stderr: bool = False) -> Console:
         stderr: Print to the standard error, which has the terminal's width for progress bars.
 
     Example:
-        >>> screen().print("a [red] name \\x1b[2J.png")
-        a [red] name \\x1b[2J.png
+        >>> screen().print("a [red] name \x1b[2J.png")
+        a [red] name \x1b[2J.png
     """
     return _Screen(
         stderr=stderr, soft_wrap=True, markup=False, highlight=False, emoji=False, width=None if stderr else 10_000

@@ -158,7 +158,7 @@ def make_graphs(
 
 def _load(run: Path, num_regions: int | None, downsample: float | None) -> SoftSLIC:
     """Load a trained clusterer, or leave with what is wrong with its folder."""
-    from hggraph.engine import load_clusterer  # Lightning takes seconds
+    from hggraph.inference import load_clusterer
 
     try:
         return load_clusterer(run, num_regions=num_regions, downsample=None if num_regions else downsample)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
+from hggraph.data.transforms import undo
+from hggraph.engine.data_module import ImageData
 from hggraph.engine.loading import SeededSamples, length_of
 from hggraph.engine.segmentation import SegmentationTask
+from hggraph.engine.task import Task
 from hggraph.viz import save_figure
 from hggraph.viz.prediction_figure import prediction_figure
 
-__all__ = ["Results", "SamplePictures", "Throughput"]
+__all__ = ["Results", "SamplePictures", "Throughput", "evaluation"]
 
 
 class Throughput(Callback):
@@ -63,34 +68,28 @@ class SamplePictures(Callback):
 
     Args:
         count: How many images, spread over the set; 0 draws none.
-        every: Draw after every so many validations.
 
-    Pictures go to ``pictures/`` in the folder of the run. Without matplotlib, and of other tasks than segmentation,
-    there are none.
+    Pictures go to ``pictures/`` in the folder of the run. Without matplotlib, of other tasks than segmentation and
+    of other data than `ImageData`, there are none.
     """
 
-    def __init__(self, count: int = 4, every: int = 1) -> None:
+    def __init__(self, count: int = 4) -> None:
         self.count = count
-        self.every = every
-        self._validations = 0
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Predict and draw, in the first process."""
         if trainer.sanity_checking or not trainer.is_global_zero or self.count < 1:
             return
-        if not isinstance(pl_module, SegmentationTask):
-            return
-        self._validations += 1
-        if (self._validations - 1) % self.every:
-            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, SegmentationTask) or not isinstance(data, ImageData):
+            return
         dataset = data.dataset("val")
         chosen = [round(i * (len(dataset) - 1) / max(1, self.count - 1)) for i in range(min(self.count, len(dataset)))]
         samples = [SeededSamples(dataset, data.seed)[0, i] for i in dict.fromkeys(chosen)]
-        predictions = [_predict(pl_module, sample["image"]) for sample in samples]
+        predictions = [_predict(pl_module, sample) for sample in samples]
         try:
             figure = prediction_figure(
-                [_as_colors(sample["image"], dataset.transform) for sample in samples],
+                [_as_colors(sample, dataset.transform) for sample in samples],
                 [sample["mask"] for sample in samples],
                 predictions,
                 dataset.palette,
@@ -104,7 +103,10 @@ class SamplePictures(Callback):
 
 
 class Results(Callback):
-    """Write what ``validate`` and ``test`` found into ``results-<stage>.json`` of the run, and print its tables."""
+    """Write what ``validate`` and ``test`` found into ``results-<split>.json`` of the run, and print its tables.
+
+    A file is never replaced: the next ones are ``results-<split>-2.json`` and so on; see `evaluation`.
+    """
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the results of a test."""
@@ -116,10 +118,10 @@ class Results(Callback):
             self._write(trainer, pl_module, "val")
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        dataset = trainer.datamodule.dataset(stage)  # type: ignore[attr-defined]
+        found = evaluation(trainer, pl_module, stage)
         metric = pl_module.metric
         metrics: list[Any] = list(metric.values()) if isinstance(metric, MetricCollection) else [metric]
-        names = getattr(dataset, "classes", ())
+        names = getattr(_dataset(trainer, stage), "classes", ())
         tables = [  # sums over processes
             one.table(names if len(names) == one.num_classes else None) for one in metrics if hasattr(one, "table")
         ]
@@ -127,26 +129,63 @@ class Results(Callback):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        found = {
-            "dataset": type(dataset).__name__,
-            "split": trainer.datamodule.splits[stage],  # type: ignore[attr-defined]
-            "checkpoint": str(trainer.ckpt_path or ""),
-            "results": _plain(pl_module.results),
-        }
+        name = "results-" + re.sub(r"[^\w-]", "_", found["split"])
+        path, number = folder / f"{name}.json", 1
+        while path.exists():
+            number += 1
+            path = folder / f"{name}-{number}.json"
         text = json.dumps(found, indent=1)
-        write_atomically(folder / f"results-{stage}.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         for table in tables:
             Console().print(table)
 
 
-def _predict(task: lightning.LightningModule, image: Tensor) -> Tensor:
+def evaluation(trainer: lightning.Trainer, task: Task, stage: str) -> dict[str, Any]:
+    """Return the record of the task's last evaluation.
+
+    Args:
+        trainer: Whose evaluation it was.
+        task: Its `results` are recorded.
+        stage: ``"val"`` or ``"test"``.
+
+    Returns:
+        Plain values: ``"dataset"``, ``"split"``, ``"selected_on"`` (the split that the best checkpoint is chosen on),
+        ``"size"`` (``"own"``: scores are those of the images' own pixels), ``"scales"``,
+        ``"date"`` (ISO 8601, UTC), ``"checkpoint"`` (empty while training) and ``"results"``, the scores.
+    """
+    dataset, data = _dataset(trainer, stage), trainer.datamodule  # type: ignore[attr-defined]
+    splits = data.splits if isinstance(data, ImageData) else {}
+    return {
+        "dataset": type(getattr(dataset, "base", dataset)).__name__,
+        "split": splits.get(stage, stage),
+        "selected_on": getattr(data, "selected_on", "val"),
+        "size": "own",
+        "scales": [1.0],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": str(trainer.ckpt_path or ""),
+        "results": _plain(task.results),
+    }
+
+
+def _dataset(trainer: lightning.Trainer, stage: str) -> Any:
+    """Return what a stage evaluates on: the data set, or of another data module the module itself."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return data.dataset(stage) if isinstance(data, ImageData) else data
+
+
+def _predict(task: lightning.LightningModule, sample: Mapping[str, Any]) -> Tensor:
     with torch.inference_mode():
-        logits = task(image[None].to(task.device))["out"][0]
+        logits = _at_own_size(task(sample["image"][None].to(task.device))["out"][0], sample)
     return (logits[0] > 0).long() if len(logits) == 1 else logits.argmax(0)
 
 
-def _as_colors(image: Tensor, transform: Any) -> Tensor:
+def _at_own_size(x: Tensor, sample: Mapping[str, Any]) -> Tensor:
+    return undo(x, sample["shown"], sample["size"]) if "shown" in sample else x
+
+
+def _as_colors(sample: Mapping[str, Any], transform: Any) -> Tensor:
     """Return an image as it was before it was normalised."""
+    image = _at_own_size(sample["image"], sample)
     mean, std = (
         torch.tensor(getattr(transform, name, default)) for name, default in (("mean", (0.0,)), ("std", (1.0,)))
     )

@@ -1,59 +1,58 @@
-"""Checkpoints that survive a crash: written whole, listed with their hashes, read without running code."""
+"""Checkpoints that survive a crash: written whole, each with its hash beside it, read without running code."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
-import secrets
-import time
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from hggraph._files import write_atomically
-from hggraph.engine import _checkpoint_file, _manifest
-from hggraph.engine._manifest import CheckpointError as CheckpointError
-from hggraph.engine._manifest import Entry
-from hggraph.engine._plain import plain
 from hggraph.models.weights import check_state
 
 __all__ = [
     "CheckpointError",
     "SafeCheckpointIO",
+    "best_checkpoint",
     "check_parameters",
     "latest_checkpoint",
     "load_checkpoint",
-    "remove_leftovers",
 ]
 
-SUFFIX = ".ckpt"
 PREVIOUS = "previous-"
-LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp\.(ckpt|json)")  # as `write_atomically` names what is not finished
+LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp\.(ckpt|sha256)")  # as `write_atomically` names what is not finished
+SHARDS = "meta.pt"  # what a strategy of shards writes last into the folder that is its checkpoint
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be saved or used; the text names it and says what to do."""
 
 
 class SafeCheckpointIO(CheckpointIO):
     """Save and load Lightning's checkpoints so that a crash at any moment leaves a whole one behind.
 
-    A checkpoint is written under a temporary name, synced and renamed. Before the rename its size and SHA-256 go into
-    ``manifest.json`` of the same folder, with step, epoch and time, so that whichever file carries the name after a
-    crash is known there. What would need code to be read is not written: paths, enumerations and numpy's numbers become
-    text and numbers, the rest is refused. A file is read only if it is the one that was written.
+    A checkpoint is written under a temporary name, synced, and renamed; its SHA-256 stands beside it, in
+    ``<name>.sha256``, as ``sha256sum`` writes it. The file that it replaces stays, as ``previous-<name>``, until the
+    next save: it takes the room of one more checkpoint. What would need code to be read is not written: paths,
+    enumerations and numpy's numbers become text and numbers, the rest is refused.
 
-    Args:
-        keep_previous: Keep the file that a save replaces, as ``previous-<name>``, until the next one: then there is
-            one to fall back to even if all are saved under one name. It takes the room of one more checkpoint.
-
-    For a folder on a local or mounted disk, and one run in a folder. What a killed run has left half-written is
-    removed with the first save. A failure to save always raises, and the checkpoints saved before are still there.
+    For a local or mounted disk, and one run in a folder. What a killed run has left half-written is removed with the
+    first save. Strategies that write folders of shards (FSDP) do so past it.
 
     Raises:
-        OSError: from a save, if the disk is full or the folder cannot be written to.
+        OSError: from a save, if the disk is full or the folder cannot be written to; those saved before are there.
         CheckpointError: if something cannot be saved so, or a file is damaged or holds code.
 
     Note:
@@ -69,8 +68,7 @@ class SafeCheckpointIO(CheckpointIO):
         >>> trainer = Trainer(plugins=[SafeCheckpointIO()], accelerator="cpu", logger=False)
     """
 
-    def __init__(self, *, keep_previous: bool = True) -> None:
-        self.keep_previous = keep_previous
+    def __init__(self) -> None:
         self._cleaned: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -78,14 +76,21 @@ class SafeCheckpointIO(CheckpointIO):
         if storage_options is not None:
             raise TypeError(f"SafeCheckpointIO takes no `storage_options`, got {storage_options!r}.")
         path = _local(path)
-        checkpoint = plain(checkpoint)
+
+        def write(temporary: Path) -> None:
+            digest = _write(checkpoint, temporary)
+            if path.is_file() and not path.is_symlink():
+                _keep(path, path.with_name(PREVIOUS + path.name))
+            _write_hash(path, digest)
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent not in self._cleaned:
-                remove_leftovers(path.parent)
+                for left in list(path.parent.iterdir()):
+                    if LEFTOVER.fullmatch(left.name):
+                        left.unlink(missing_ok=True)
                 self._cleaned.add(path.parent)
-            _checkpoint_file.check_space(path.parent, checkpoint)
-            self._save(checkpoint, path)
+            write_atomically(path, write)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -102,43 +107,19 @@ class SafeCheckpointIO(CheckpointIO):
         return load_checkpoint(path, map_location=map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, the one that it has replaced, and what the manifest says of them."""
+        """Remove a checkpoint and the one that it has replaced, with their hashes."""
         path = _local(path)
-        names = {path.name, PREVIOUS + path.name}
-        for name in names:
-            path.with_name(name).unlink(missing_ok=True)
-        entries = _manifest.read(path.parent)
-        if any(entry["name"] in names for entry in entries):
-            _manifest.write(path.parent, [entry for entry in entries if entry["name"] not in names])
-
-    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
-        folder, previous = path.parent, path.with_name(PREVIOUS + path.name)
-        keep = self.keep_previous and path.is_file() and not path.is_symlink()
-        entries = _manifest.read(folder)
-        replaced = [known | {"name": previous.name} for known in _manifest.entries_of(path, entries) if keep]
-        entry: Entry = {"name": path.name}
-
-        def write(temporary: Path) -> None:
-            entry.update(_checkpoint_file.write(checkpoint, temporary))
-            # a clock that was set back must not make the newest checkpoint look old
-            entry["time"] = max([time.time(), *(known["time"] for known in entries)])
-            # the manifest goes first: from here on it knows the old files and the new one
-            _manifest.write(folder, [*entries, *replaced, entry])
-            if keep:
-                _stand_for(previous, path)
-
-        write_atomically(path, write)
-        names = {path.name, previous.name} if keep else {path.name}
-        others = [known for known in entries if known["name"] not in names and (folder / known["name"]).exists()]
-        _manifest.write(folder, [*others, *replaced, entry])
+        for one in (path, path.with_name(PREVIOUS + path.name)):
+            one.unlink(missing_ok=True)
+            _hash_file(one).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running code, after a check that the file is whole.
 
     Args:
-        path: What `SafeCheckpointIO` has written, or another file of `torch.save`. If the manifest in its folder
-            knows it, size and SHA-256 have to be those; if not, the checksums inside the file have to be right.
+        path: What `SafeCheckpointIO` has written, or another file of `torch.save`. If its hash stands beside it, that
+            has to be right; if not, the checksums inside the file.
         map_location: Where tensors go, as for `torch.load`.
 
     Raises:
@@ -154,21 +135,20 @@ def load_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
         ...     try:
         ...         load_checkpoint(path)
         ...     except CheckpointError as error:
-        ...         "bytes instead of" in str(error)
+        ...         "is damaged" in str(error)
         True
     """
     path = _local(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    real = path.resolve()
-    with real.open("rb") as file:
-        _manifest.check_file(file, path, _manifest.entries_of(real, _manifest.read(real.parent)))
+    with path.open("rb") as file:
+        _check_whole(file, path)
         try:
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path} was refused: to read it, code that it names would have to run "
-                f"({_checkpoint_file.names_in(real)}). Load only what SafeCheckpointIO has written."
+                f"{path} was refused: to read it, code that it names would have to run ({_code_in(path)}). Load only "
+                f"what SafeCheckpointIO has written."
             ) from error
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
@@ -181,7 +161,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest whole checkpoint that training can go on from.
 
     Args:
-        folder: Where `SafeCheckpointIO` saves; files ``*.ckpt``.
+        folder: Where checkpoints are saved: files ``*.ckpt``, or folders of that name with shards.
 
     Returns:
         Its path; None if there is no folder, or nothing in it to resume from. Checkpoints of weights alone are passed
@@ -191,7 +171,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
         CheckpointError: if there are checkpoints and none of them is whole: to start anew would hide the loss.
 
     Note:
-        Reads the file that it returns once, for its hash.
+        Reads the file that it returns once. Newest is what was changed last.
 
     Example:
         >>> import tempfile
@@ -199,10 +179,11 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
         ...     latest_checkpoint(folder) is None
         True
     """
+    found = {path.resolve() for path in Path(folder).glob("[!.]*.ckpt") if path.is_file() or (path / SHARDS).is_file()}
     damaged: list[str] = []
-    for path, known in _manifest.newest_first(Path(folder), SUFFIX):
+    for path in sorted(found, key=lambda one: (one.stat().st_mtime_ns, one.name), reverse=True):
         try:
-            resumes = _resumes(path, known)
+            resumes = path.is_dir() or "optimizer_states" in load_checkpoint(path)
         except CheckpointError as error:
             damaged.append(str(error).rstrip("."))
             continue
@@ -216,6 +197,12 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
             f"away to start anew."
         )
     return None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """Return the best checkpoint of a run, or the newest whole one, or None."""
+    best = folder / "checkpoints" / "best.ckpt"
+    return best if best.exists() else latest_checkpoint(folder / "checkpoints")
 
 
 def check_parameters(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path = "the checkpoint") -> None:
@@ -244,46 +231,103 @@ def check_parameters(checkpoint: Mapping[str, Any], module: nn.Module, path: str
     check_state(found, wanted, Path(path), type(module).__name__)
 
 
-def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Remove what killed runs have left half-written in a folder of checkpoints.
+class _Hashed:
+    """A file that hashes what is written, and keeps the error of the disk, which `torch.save` would hide."""
 
-    Args:
-        folder: The folder; no other run may be saving into it.
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.error: OSError | None = None
 
-    Returns:
-        What was removed: hidden files ``.<8 hex digits>.tmp.ckpt`` and ``.json``.
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.hash.update(data)
+        return len(data)
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, ".0123abcd.tmp.ckpt").touch()
-        ...     [path.name for path in remove_leftovers(folder)]
-        ['.0123abcd.tmp.ckpt']
-    """
-    left = sorted(path for path in Path(folder).iterdir() if LEFTOVER.fullmatch(path.name))
-    for path in left:
-        path.unlink(missing_ok=True)
-    return left
+    def flush(self) -> None:
+        self.file.flush()
 
 
-def _stand_for(name: Path, path: Path) -> None:
-    """Give a file a second name; the first stays all the time where the disk has hard links."""
-    if name.exists() and name.samefile(path):
-        return  # since a crash; to rename one name of a file to another of its names would do nothing
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        os.link(path, temporary)
-    except OSError:
-        path.replace(name)
+def _write(checkpoint: dict[str, Any], path: Path) -> str:
+    """Write and sync a checkpoint, make sure that it can be read back, and return its hash."""
+    # a state_dict is tensors already, and carries the versions of its modules as an attribute
+    plain = {
+        key: value if key == "state_dict" else apply_to_collection(value, (PurePath, Enum, np.generic), _plain)
+        for key, value in checkpoint.items()
+    }
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save(plain, hashed)  # type: ignore[arg-type]  # it needs no more than write and flush
+            file.flush()
+            os.fsync(file.fileno())
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # tensors stay on the disk
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            named = _code_in(path) if isinstance(error, pickle.UnpicklingError) else str(error)
+            raise CheckpointError(
+                f"The checkpoint was not saved, for reading it would run code: {named}. Save numbers, text, lists, "
+                f"dicts and tensors in its place, or leave it out (`save_hyperparameters(ignore=[...])`)."
+            ) from error
+        except RuntimeError:
+            if hashed.error is not None:
+                raise hashed.error from None
+            raise
+    return hashed.hash.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Rename a checkpoint and its hash. Killed in between, one of both names is whole, without a hash at the least."""
+    beside = _hash_file(path)
+    digest = beside.read_text(encoding="utf-8").split(" ")[0] if beside.is_file() else ""
+    _hash_file(previous).unlink(missing_ok=True)
+    path.replace(previous)
+    if digest:
+        _write_hash(previous, digest)
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _write_hash(path: Path, digest: str) -> None:
+    text = f"{digest}  {path.name}\n"
+    write_atomically(_hash_file(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _check_whole(file: BinaryIO, path: Path) -> None:
+    """Raise if an open file is not what was written; it is at its beginning before and after."""
+    beside = _hash_file(path.resolve())
+    if beside.is_file():
+        words = beside.read_text(encoding="utf-8", errors="replace").split()
+        if words[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]:  # type: ignore[arg-type]
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {beside.name}.")
     else:
-        temporary.replace(name)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+        except Exception as error:  # zipfile.BadZipFile, zlib.error, struct.error, ...
+            raise CheckpointError(f"{path} is damaged or no checkpoint: {error}.") from error
+        if broken is not None:
+            raise CheckpointError(f"{path} is damaged: the checksum of {broken} in it is wrong.")
+    file.seek(0)
 
 
-def _resumes(path: Path, known: list[Entry]) -> bool:
-    """Say whether training can go on from a file; raise if it is damaged."""
-    with path.open("rb") as file:
-        entry = _manifest.check_file(file, path, known)
-    return "optimizer_states" in load_checkpoint(path) if entry is None else bool(entry["resumes"])
+def _code_in(path: Path) -> str:
+    """Return the code that reading a file would run, by name, for a message."""
+    try:
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))) or "unknown"
+    except Exception:  # whatever a hostile file makes of it: this is for a message only
+        return "unknown"
 
 
 def _local(path: str | Path) -> Path:

@@ -61,14 +61,14 @@ class EpochBatches(Sampler[list[Key]]):
         seed: Of the order.
         rank: Of this process.
         world_size: Number of processes.
-        begun: Says how many steps lie behind, over all epochs: iteration goes on from there. None: from the start.
-        limit: Most steps in an epoch, or None.
+        begun: Says where training is, epoch and samples taken of it: iteration goes on from there. None: the start.
+        shuffle: Take each epoch in another order; if not, always in that of the data set.
 
     Raises:
         ValueError: if the data set does not fill one step.
 
     Example:
-        >>> batches = EpochBatches(10, 4, begun=lambda: 3)
+        >>> batches = EpochBatches(10, 4, begun=lambda: (1, 4))
         >>> len(batches), [[epoch for epoch, _ in batch] for batch in batches]
         (2, [[1, 1, 1, 1]])
     """
@@ -81,8 +81,8 @@ class EpochBatches(Sampler[list[Key]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        begun: Callable[[], int] | None = None,
-        limit: int | None = None,
+        begun: Callable[[], tuple[int, int]] | None = None,
+        shuffle: bool = True,
     ) -> None:
         check_positive("batch_size", batch_size)
         self.per_step = batch_size * world_size
@@ -92,18 +92,17 @@ class EpochBatches(Sampler[list[Key]]):
                 f"{batch_size} on {world_size} processes. Use smaller batches."
             )
         self.length, self.batch_size, self.seed, self.rank = length, batch_size, seed, rank
-        self.begun = begun
-        self.steps = length // self.per_step if limit is None else min(limit, length // self.per_step)
+        self.begun, self.shuffle = begun, shuffle
 
     def __len__(self) -> int:
-        return self.steps
+        return self.length // self.per_step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = divmod(0 if self.begun is None else self.begun(), self.steps)
+        epoch, taken = (0, 0) if self.begun is None else self.begun()
         generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for step in range(first, self.steps):
-            start = step * self.per_step + self.rank * self.batch_size
+        order = torch.randperm(self.length, generator=generator).tolist() if self.shuffle else range(self.length)
+        for first in range(taken, self.length - self.per_step + 1, self.per_step):
+            start = first + self.rank * self.batch_size
             yield [(epoch, index) for index in order[start : start + self.batch_size]]
 
 
@@ -134,7 +133,7 @@ class ResumableLoader(DataLoader[Any]):
     """A loader that needs no state of its own: its `EpochBatches` asks how far training is."""
 
     def __iter__(self) -> Any:
-        # asked when the first batch is: Lightning makes the iterator before it restores a checkpoint
+        # asked when the first batch is: some strategies restore a checkpoint after Lightning has made the iterator
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:

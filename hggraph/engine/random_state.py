@@ -1,17 +1,17 @@
-"""A resumed run that goes on as the unbroken one: its random numbers, and its count of epochs."""
+"""A resumed run that draws the random numbers of the unbroken one, and counts epochs as it does."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-__all__ = ["RandomState", "get_random_state", "set_random_state"]
+__all__ = ["RandomState"]
 
 KEY = "random_state"
 
@@ -39,119 +39,89 @@ class RandomState(Callback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None  # of a checkpoint, until training begins
-        self._inside_epoch = False
         self._batch_end: dict[str, Any] | None = None
+        # where a save may happen: in a step, between two steps, or after an epoch's last step and before its end
+        self._in_step = self._inside_epoch = self._at_last_step = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes."""
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        inside_step = progress.current.processed < progress.current.ready
-        state = get_random_state(_cuda(trainer))
-        if inside_step and self._batch_end is not None:  # an error or Ctrl-C: this step will be taken anew
+        state = _state(trainer)
+        if self._in_step and self._batch_end is not None:  # an error or Ctrl-C: this step will be taken anew
             state = self._batch_end
+        states: list[Any] = [state] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, state)
         checkpoint[KEY] = {
-            "processes": _gathered(trainer, state),
-            "inside_epoch": inside_step or not progress.is_last_batch,
+            "processes": states,
+            "inside_epoch": self._inside_epoch,
+            "at_last_step": self._at_last_step and not self._in_step,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the state of this process, if it is training that resumes."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        states = checkpoint.get(KEY, {}).get("processes", [])
-        if len(states) != trainer.world_size:
-            rank_zero_warn(
-                f"The checkpoint holds the random states of {len(states)} processes, and training resumes on "
-                f"{trainer.world_size}: random numbers will be others than in an unbroken run."
-            )
+        saved = checkpoint.get(KEY, {"processes": [], "inside_epoch": False, "at_last_step": False})
+        self._inside_epoch, self._at_last_step = saved["inside_epoch"], saved["at_last_step"]
+        if len(saved["processes"]) == trainer.world_size:
+            self._restored = saved["processes"][trainer.global_rank]
             return
-        self._restored = states[trainer.global_rank]
-        self._inside_epoch = checkpoint[KEY]["inside_epoch"]
+        rank_zero_warn(
+            f"The checkpoint holds the random states of {len(saved['processes'])} processes, and training resumes on "
+            f"{trainer.world_size}: random numbers will be others than in an unbroken run."
+        )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore between two epochs: before the loaders' iterators, which draw from the generators too."""
-        self._batch_end = None
+        self._batch_end, self._in_step = None, False
         if not self._inside_epoch:
             self._restore(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore inside an epoch: after the iterators, whose draws lie behind."""
         self._restore(trainer)
-        self._batch_end = get_random_state(_cuda(trainer))
-        epoch = trainer.fit_loop.epoch_progress.current
-        if trainer.fit_loop.restarted_mid_epoch and epoch.ready == epoch.completed:
-            # what begins is a new epoch: it has to be counted, and its hooks called
+        self._batch_end = _state(trainer)
+        if self._at_last_step:  # what begins is a new epoch: it has to be counted, and its hooks called
             trainer.fit_loop.reset_restart_stage()
+        self._at_last_step = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note that what is saved from here on is of a step that is not done."""
+        self._in_step = self._inside_epoch = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the state, for a save in the middle of the next step."""
-        self._batch_end = get_random_state(_cuda(trainer))
+        self._batch_end = _state(trainer)
+        self._in_step = False
+        self._at_last_step = trainer.is_last_batch
+        self._inside_epoch = not trainer.is_last_batch
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that Lightning takes a save from here on for one of the epoch's end."""
+        self._at_last_step = False
+
+    on_train_epoch_end = on_validation_start
 
     def _restore(self, trainer: Trainer) -> None:
-        if self._restored is not None:
-            set_random_state(self._restored, _cuda(trainer))
-            self._restored = None
+        if self._restored is None:
+            return
+        state = dict(self._restored)
+        cuda = state.pop("cuda")
+        name, words, *others = state["numpy"]
+        _set_rng_states(state | {"numpy": (name, words.numpy().astype(np.uint32), *others)})
+        if cuda is not None and trainer.strategy.root_device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, trainer.strategy.root_device)
+        self._restored = None
 
 
-def get_random_state(device: torch.device | None = None) -> dict[str, Any]:
-    """Return the states of the default generators in types that load without running code.
-
-    Args:
-        device: A CUDA device whose generator is included, or None.
-
-    Returns:
-        A dict of dicts, tensors and numbers, under ``"python"``, ``"numpy"``, ``"torch"`` and ``"cuda"``.
-
-    Example:
-        >>> state = get_random_state()
-        >>> first = random.random(), torch.rand(2)
-        >>> set_random_state(state)
-        >>> second = random.random(), torch.rand(2)
-        >>> first[0] == second[0], torch.equal(first[1], second[1])
-        (True, True)
-    """
-    version, words, gauss = random.getstate()
-    legacy: Any = np.random.get_state(legacy=False)
-    return {
-        "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {
-            "generator": legacy["bit_generator"],
-            "words": torch.from_numpy(legacy["state"]["key"].astype(np.int64)),
-            "position": int(legacy["state"]["pos"]),
-            "has_gauss": int(legacy["has_gauss"]),
-            "gauss": float(legacy["gauss"]),
-        },
-        "torch": torch.get_rng_state(),
-        "cuda": None if device is None else torch.cuda.get_rng_state(device),
-    }
-
-
-def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Set the default generators to what `get_random_state` has returned.
-
-    Args:
-        state: The states.
-        device: The CUDA device whose generator is set, if the state holds one; None leaves all GPUs alone.
-    """
-    python, legacy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    words = legacy["words"].cpu().numpy().astype(np.uint32)
-    np.random.set_state((legacy["generator"], words, legacy["position"], legacy["has_gauss"], legacy["gauss"]))
-    torch.set_rng_state(state["torch"].cpu())
-    if device is not None and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def _cuda(trainer: Trainer) -> torch.device | None:
+def _state(trainer: Trainer) -> dict[str, Any]:
+    """Return the states of the default generators and of this process's GPU, in types that load without code."""
+    state = _collect_rng_states(include_cuda=False)
+    name, words, *others = state["numpy"]
     device = trainer.strategy.root_device
-    return device if device.type == "cuda" else None
-
-
-def _gathered(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return [state]
-    states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, state)
-    return states
+    return state | {
+        "numpy": (name, torch.from_numpy(words.astype(np.int64)), *others),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }

@@ -1,28 +1,34 @@
-"""What all tasks share: optimiser, schedule, logging, counting; and the schedule that segmentation networks use."""
+"""What all tasks share: optimiser, schedules, logging, counting."""
 
 from __future__ import annotations
 
 import importlib
+import re
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
-from hggraph._check import check_positive
 from hggraph.engine.checkpoint import check_parameters
 from hggraph.engine.loading import length_of
+from hggraph.engine.schedule import SCHEDULED, UnderWarmUp, WarmUp, poly_schedule
 
-__all__ = ["OptimizerMaker", "SchedulerMaker", "Task", "find_task", "poly_schedule"]
+__all__ = ["DEFAULT_TASK", "OptimizerMaker", "SchedulerMaker", "Task", "find_task"]
 
 OptimizerMaker = Callable[[Iterable[Any]], Optimizer]
 SchedulerMaker = Callable[[Optimizer], LRScheduler]
+DEFAULT_TASK = "hggraph.engine.SegmentationTask"
+PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what ReduceLROnPlateau has seen
 
 
 class Task(lightning.LightningModule, ABC):
@@ -30,11 +36,13 @@ class Task(lightning.LightningModule, ABC):
 
     Args:
         net: The network.
-        metric: Updated by `count`; computes a dict. Its numbers are logged.
+        metric: Updated by `count`; computes a dict, or a tensor, named as its class: ``mean_squared_error``.
+            Its numbers are logged.
         optimizer: Makes an optimiser of parameters.
         power: Exponent of the poly schedule; 0 keeps the learning rate.
         warmup: Steps in which the learning rate first rises from a tenth.
-        scheduler: Makes another schedule of the optimiser, with a value for each epoch, in place of the poly schedule.
+        scheduler: Makes another schedule of the optimiser, with a value for each epoch, in place of the poly schedule;
+            any of torch's, or ``lightning.pytorch.cli.ReduceLROnPlateau`` with `monitor`. The warm-up multiplies it.
         lr_factors: Factors on the learning rate of parameters whose names begin so, such as ``{"net.head": 10}``; of
             several that fit, the longest counts.
 
@@ -61,6 +69,8 @@ class Task(lightning.LightningModule, ABC):
         self.make_scheduler = scheduler
         self.lr_factors = dict(lr_factors or {})
         self.results: dict[str, Any] = {}
+        self._schedules: list[Any] | None = None  # states from a checkpoint, until training begins
+        self._plateau: dict[str, float] = {}
 
     @abstractmethod
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -101,24 +111,115 @@ class Task(lightning.LightningModule, ABC):
         """Log the metric of all processes."""
         self._finish("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what plateaus look at: a checkpoint of an epoch's end is written before they have."""
+        found = self.trainer.callback_metrics
+        names = [str(config.monitor) for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        checkpoint["plateau"] = {name: float(found[name]) for name in names if name in found}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise if the checkpoint is another network's."""
-        check_parameters(checkpoint, self, self.trainer.ckpt_path or "the checkpoint")
+        """Raise if the checkpoint is another network's; of its optimiser and schedules keep what has to be kept."""
+        if "state_dict" in checkpoint:  # a strategy of shards has loaded its own
+            check_parameters(checkpoint, self, self.trainer.ckpt_path or "the checkpoint")
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._schedules, checkpoint["lr_schedulers"] = checkpoint["lr_schedulers"], []  # see `on_train_start`
+        self._plateau = checkpoint.get("plateau", {})
+        for state in checkpoint.get("optimizer_states", ()):
+            fresh = self.make_grouped_optimizer()
+            sizes = [
+                [len(group["params"]) for group in groups] for groups in (state["param_groups"], fresh.param_groups)
+            ]
+            if sizes[0] != sizes[1] or not set(fresh.defaults) <= set(state["param_groups"][0]):
+                rank_zero_warn(f"{type(fresh).__name__} starts anew: the checkpoint's optimiser is another one.")
+                checkpoint["optimizer_states"] = []
+
+    def on_train_start(self) -> None:
+        """Bring the schedules to the step reached, when a run goes on.
+
+        The recipe counts, not the checkpoint: options of the optimiser and schedules are made from it, and the rate of
+        a step is that of a run that had the recipe's length from its start. What a plateau has seen is kept.
+        """
+        saved, self._schedules = self._schedules, None
+        if saved is None:
+            return
+        optimizer, fresh = self.trainer.optimizers[0], self.make_grouped_optimizer()
+        configs = self.trainer.lr_scheduler_configs
+        plateau = any(config.reduce_on_plateau for config in configs)
+        for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+            if plateau:
+                new["lr"] = group.get(SCHEDULED, group["lr"])
+        schedules = [one["scheduler"] for one in self.make_schedules(fresh)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps lie behind
+            for number, (config, schedule) in enumerate(zip(configs, schedules, strict=True)):
+                state = saved[number] if number < len(saved) else {}
+                if config.reduce_on_plateau:
+                    schedule.load_state_dict({name: state[name] for name in PLATEAU if name in state})
+                    if config.monitor in self._plateau and state.get("last_epoch", 0) < self.trainer.current_epoch:
+                        schedule.step(self._plateau[config.monitor])
+                elif config.interval == "step":
+                    schedule.last_epoch = self.trainer.global_step - 1
+                    schedule.step()
+                else:
+                    same = state.keys() == schedule.state_dict().keys()
+                    for _ in range(state["last_epoch"] if same else self.trainer.current_epoch):
+                        schedule.step()
+                config.scheduler.load_state_dict(schedule.state_dict())
+        for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+            group.update({name: value for name, value in new.items() if name != "params"})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser and its schedule."""
+        """Return the optimiser and its schedules."""
+        optimizer = self.make_grouped_optimizer()
+        return [optimizer], self.make_schedules(optimizer)
+
+    def make_grouped_optimizer(self) -> Optimizer:
+        """Return a new optimiser of all trainable parameters, in groups by `lr_factors`."""
         groups = self.make_groups()
         optimizer = self.make_optimizer([{"params": group} for group in groups.values()])
         for group, factor in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= factor
-        if self.make_scheduler is not None:
-            by_epoch: list[Any] = [{"scheduler": self.make_scheduler(optimizer), "interval": "epoch"}]
-            if self.warmup:
-                by_epoch.append({"scheduler": warmup_schedule(optimizer, self.warmup), "interval": "step"})
-            return [optimizer], by_epoch
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = poly_schedule(optimizer, steps, power=self.power, warmup=self.warmup)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer
+
+    def make_schedules(self, optimizer: Optimizer) -> list[Any]:
+        """Return new schedules of an optimiser, as Lightning takes them: the one by epoch, then its warm-up by step."""
+        if self.make_scheduler is None:
+            steps = self._steps() if self.power else self.warmup + 1
+            schedule = poly_schedule(optimizer, steps, power=self.power, warmup=self.warmup)
+            return [{"scheduler": schedule, "interval": "step"}]
+        inner: Any = self.make_scheduler(optimizer)
+        by_epoch: dict[str, Any] = {"scheduler": inner, "interval": "epoch"}
+        if isinstance(inner, ReduceLROnPlateau):
+            by_epoch |= {"reduce_on_plateau": True, "monitor": self._monitor(inner)}
+        if not self.warmup:
+            return [by_epoch]
+        warm = WarmUp(optimizer, self.warmup)
+        return [by_epoch | {"scheduler": UnderWarmUp(inner, warm)}, {"scheduler": warm, "interval": "step"}]
+
+    def _steps(self) -> int:
+        """Return how many steps the training will have had at its end."""
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "The poly schedule needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
+                "model.power 0 for a constant rate, or model.scheduler."
+            )
+        # steps with batches of another size, before a change
+        more = getattr(self.trainer.datamodule, "extra_steps", 0) if steps != self.trainer.max_steps else 0  # type: ignore[attr-defined]
+        return int(steps) + more
+
+    def _monitor(self, schedule: ReduceLROnPlateau) -> str:
+        """Return what a plateau looks at: its own ``monitor``, as Lightning's has it, or that of the checkpoints."""
+        if named := getattr(schedule, "monitor", None):
+            return str(named)
+        best: Any = self.trainer.checkpoint_callback
+        if best is None or best.monitor is None or best.mode != schedule.mode:
+            raise ValueError(
+                f"ReduceLROnPlateau with mode {schedule.mode!r} needs a number to look at: use "
+                f"lightning.pytorch.cli.ReduceLROnPlateau with `monitor`, or the mode of the run's own monitor."
+            )
+        return str(best.monitor)
 
     def make_groups(self) -> dict[float, list[nn.Parameter]]:
         """Return trainable parameters by the factor on their learning rate.
@@ -139,7 +240,8 @@ class Task(lightning.LightningModule, ABC):
         return groups
 
     def _finish(self, stage: str) -> None:
-        self.results = self.metric.compute()  # sums over processes
+        found = self.metric.compute()  # sums over processes
+        self.results = dict(found) if isinstance(found, Mapping) else {_snake(type(self.metric).__name__): found}
         numbers = {name: value for name, value in self.results.items() if torch.as_tensor(value).numel() == 1}
         # the same on all processes: their mean is it too
         self.log_dict({f"{stage}/{name}": float(value) for name, value in numbers.items()}, sync_dist=True)
@@ -161,37 +263,5 @@ def find_task(name: str) -> type[Task]:
     return found
 
 
-def poly_schedule(optimizer: Optimizer, steps: int, *, power: float = 0.9, warmup: int = 0) -> LRScheduler:
-    """Make the learning rate rise linearly and then fall to 0 as ``(1 - step / steps) ** power``.
-
-    Args:
-        optimizer: Whose learning rates are scheduled.
-        steps: All steps, those of the warm-up among them.
-        power: Exponent; 0 keeps the learning rate.
-        warmup: Steps in which it rises from a tenth, fewer than `steps`.
-
-    Raises:
-        ValueError: if there are as many steps to warm up as in all.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> schedule = poly_schedule(optimizer, 4, power=1)
-        >>> rates = []
-        >>> for _ in range(4):
-        ...     rates.append(round(optimizer.param_groups[0]["lr"], 4))
-        ...     _ = optimizer.step(), schedule.step()
-        >>> rates
-        [1.0, 0.75, 0.5, 0.25]
-    """
-    check_positive("steps", steps)
-    if not 0 <= warmup < steps:
-        raise ValueError(f"`warmup` must be in [0, {steps}), as there are {steps} steps, got {warmup}.")
-    fall = PolynomialLR(optimizer, steps - warmup, power)
-    if not warmup:
-        return fall
-    return SequentialLR(optimizer, [warmup_schedule(optimizer, warmup), fall], [warmup])
-
-
-def warmup_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """Make the learning rate rise linearly from a tenth, over some steps; it multiplies what other schedules do."""
-    return LinearLR(optimizer, 0.1, total_iters=steps)
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -310,12 +310,12 @@ import hggraph.cli
 early = {"matplotlib", "sklearn", "timm", "torchvision", "lightning"} & set(sys.modules)
 assert not early, early
 sys.argv = ["hggraph", "graph", "--out", "out", "--regions", "50"]
-runpy.run_module("hggraph.cli", run_name="__main__")
+runpy.run_module("hggraph", run_name="__main__")
 """
 
 
 def test_a_process_of_its_own(tmp_path):
-    """Without an image, as the demo runs it, and as ``python -m hggraph.cli`` does.
+    """Without an image, as the demo runs it, and as ``python -m hggraph`` does.
 
     Warnings are errors, but PyG's own at its import. Optional libraries are loaded when needed only.
     """

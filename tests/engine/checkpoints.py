@@ -1,6 +1,5 @@
 """Checkpoints to save."""
 
-import json
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,5 +19,5 @@ def save(folder: Path, step: int, name: str = "last", **more) -> Path:
     return path
 
 
-def entries(folder: Path) -> list[dict]:
-    return json.loads((folder / "manifest.json").read_text())["checkpoints"]
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

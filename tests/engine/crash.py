@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hggraph.engine import _checkpoint_file
+from hggraph.engine import checkpoint
 from hggraph.engine.checkpoint import SafeCheckpointIO, latest_checkpoint, load_checkpoint
 from hggraph.engine.random_state import RandomState
 
@@ -30,9 +30,9 @@ class Moments:
 
     def __init__(self, last=None, pause=0.0):
         self.seen, self.last, self.pause, self.writes = 0, last, pause, 0
-        for name in ("fsync", "replace", "link", "unlink"):
+        for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self.around(getattr(os, name)))
-        write = _checkpoint_file.HashedFile.write
+        write = checkpoint._Hashed.write
 
         def in_halves(file, data):
             write(file, data[: len(data) // 2])
@@ -42,7 +42,7 @@ class Moments:
                 self()
             return write(file, data[len(data) // 2 :])
 
-        _checkpoint_file.HashedFile.write = in_halves
+        checkpoint._Hashed.write = in_halves
 
     def around(self, function):
         def called(*args, **kwargs):

@@ -41,7 +41,7 @@ def main(folder: Path, kills: int) -> None:
     recipe = write_recipe(folder, max_epochs=12)
     begin = time.perf_counter()
     child = start(recipe, folder / "alone")
-    while not (folder / "alone" / "checkpoints" / "manifest.json").exists():
+    while not (folder / "alone" / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.01)
     startup = time.perf_counter() - begin
     alone = os.waitpid(child, 0)[1]

@@ -49,8 +49,8 @@ def test_evaluation(runs, tmp_path):
     """Five images: three for the first process, two for the second."""
     one, _ = runs
     found = []
-    for devices in (1, 2):
+    for devices, name in ((1, "results-val.json"), (2, "results-val-2.json")):
         hggraph("validate", "--config", one / "config.yaml", "--trainer.devices", devices, "--trainer.strategy", "auto")
-        found.append(json.loads((one / "results-val.json").read_text())["results"])
+        found.append(json.loads((one / name).read_text())["results"])
     assert found[0] == found[1]
     assert sum(found[0]["pixels"]) == 5 * 32 * 32

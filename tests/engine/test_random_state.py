@@ -1,6 +1,5 @@
 """A resumed run draws what the unbroken one draws, and counts epochs as it does."""
 
-import io
 import random
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from hggraph.engine.checkpoint import SafeCheckpointIO, latest_checkpoint, load_checkpoint
-from hggraph.engine.random_state import RandomState, get_random_state, set_random_state
+from hggraph.engine.random_state import RandomState
 from tests.engine.crash import Noisy
 
 pytestmark = [
@@ -26,35 +25,6 @@ EPOCHS, STEPS = 3, 6  # of `Noisy`
 
 def draw() -> list:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), *torch.randn(3).tolist()]
-
-
-@pytest.mark.parametrize("before", [0, 1])  # after one draw of a pair the generators hold the other
-def test_round_trip(before):
-    for _ in range(before):
-        random.gauss(0, 1)
-        np.random.randn()
-        torch.randn(1)
-    state = get_random_state()
-    file = io.BytesIO()
-    torch.save(state, file)
-    first, second = draw(), draw()
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    set_random_state(loaded)
-    assert draw() == first and draw() == second
-    set_random_state(state)
-    assert draw() == first
-
-
-@pytest.mark.gpu
-def test_round_trip_on_a_gpu():
-    device = torch.device("cuda", torch.cuda.current_device())
-    state = get_random_state(device)
-    first = torch.rand(3, device=device)
-    set_random_state(state)  # not asked for: goes on
-    assert not torch.equal(torch.rand(3, device=device), first)
-    set_random_state(state, device)
-    assert torch.equal(torch.rand(3, device=device), first)
 
 
 class Plain(Noisy):

@@ -155,7 +155,7 @@ def test_checkpoint_of_another_network(alone, tmp_path, capsys):
     recipe["model"]["net"]["init_args"]["width"] = 9
     (alone / "other.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(ValueError, match=r"last\.ckpt are not those of SegmentationTask .* of another shape"):
-        fit(alone / "other.yaml", alone, "--trainer.max_epochs", "4")
+        fit(alone / "other.yaml", alone, "--trainer.max_epochs", "4", "--change")
 
 
 @pytest.mark.slow

@@ -1,14 +1,23 @@
 """Learning rates by step, epoch and part of the network, against their formulas."""
 
 import functools
+import math
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LambdaLR,
+    MultiStepLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+)
 
 from hggraph.engine import ClassificationTask
 from hggraph.engine.loading import collate, length_of
+from hggraph.engine.schedule import UnderWarmUp, WarmUp, poly_schedule
 from hggraph.engine.task import find_task
 from hggraph.metrics import TopKAccuracy
 
@@ -48,7 +57,10 @@ def test_a_factor_for_nothing_is_an_error():
     ("maker", "formula"),
     [
         (lambda o: MultiStepLR(o, [2, 3]), lambda epoch: 0.1 ** ((epoch >= 2) + (epoch >= 3))),
-        (lambda o: CosineAnnealingLR(o, 5), lambda epoch: (1 + torch.tensor(epoch * torch.pi / 5).cos().item()) / 2),
+        (lambda o: CosineAnnealingLR(o, 5, eta_min=0.5), lambda epoch: 0.75 + math.cos(epoch * math.pi / 5) / 4),
+        (lambda o: LambdaLR(o, lambda epoch: 1 / (1 + epoch)), lambda epoch: 1 / (1 + epoch)),
+        (lambda o: PolynomialLR(o, 4, 2.0), lambda epoch: (1 - epoch / 4) ** 2),
+        (lambda o: CosineAnnealingWarmRestarts(o, 2), lambda epoch: (1 + math.cos(epoch % 2 * math.pi / 2)) / 2),
     ],
 )
 def test_warm_up_by_step_and_schedule_by_epoch(maker, formula):
@@ -63,6 +75,34 @@ def test_warm_up_by_step_and_schedule_by_epoch(maker, formula):
             optimizers[0].step()
             by_step.step()
         by_epoch.step()
+
+
+def test_plateau_under_warm_up():
+    """It sees the rates without their warm-up: halved once where it has waited long enough, 0.1 never counts."""
+    optimizer = SGD(Net().parameters())
+    inner = ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    warm = WarmUp(optimizer, 6)
+    plateau = UnderWarmUp(inner, warm)
+    rates = []
+    for loss in (3.0, 2.0, 2.0, 1.0):
+        for _ in range(2):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            warm.step()
+        plateau.step(loss)
+    factors = [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.0]
+    assert rates == pytest.approx([f * (0.5 if step >= 6 else 1) for step, f in enumerate(factors)])
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(8, 0), (8, 3)])
+def test_poly(steps, warmup):
+    optimizer = SGD(Net().parameters())
+    schedule = poly_schedule(optimizer, steps, power=0.9, warmup=warmup)
+    for step in range(steps + 2):
+        fall = max(0, 1 - (step - warmup) / (steps - warmup)) ** 0.9 if step >= warmup else 0.1 + 0.9 * step / warmup
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(fall)
+        optimizer.step()
+        schedule.step()
 
 
 def test_find_task():

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import lightning
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from hggraph import SoftSLIC
 from hggraph.models._network import SegmentationNetwork
@@ -15,14 +17,14 @@ CLASSES = 3
 
 
 class Blocks(torch.utils.data.Dataset):
-    """Images of coloured squares with noise: 12 to train on, 5 to validate; `root` names a file that is broken."""
+    """Images of coloured squares with noise: 12 to train, 5 to validate, 4 to test on; `root` names a broken one."""
 
     classes = ("red", "green", "blue")
     palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
     def __init__(self, root: str, split: str) -> None:
         self.transform = None
-        self.length = {"train": 12, "val": 5}[split]
+        self.length = {"train": 12, "val": 5, "test": 4}[split]
         self.broken = int(Path(root).name) if Path(root).name.isdigit() else None
 
     def __len__(self) -> int:
@@ -61,6 +63,34 @@ class PlainNet(nn.Module):
         return {"out": self.layers(x)}
 
 
+class Fixed(torch.utils.data.Dataset):
+    """Images without noise of their own."""
+
+    def __init__(self, root: str, split: str) -> None:
+        self.transform = None
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict:
+        image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(index))
+        return {"image": image, "mask": image.argmax(0), "name": str(index)}
+
+
+class PlainData(lightning.LightningDataModule):
+    """The same images as any Lightning user would load them."""
+
+    def __init__(self, batch_size: int = 3) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Blocks("", "train"), self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(Blocks("", "val"), 1)
+
+
 def write_recipe(folder: Path, net: str = "TinyNet", **trainer: object) -> Path:
     """Write a recipe for the data set and a network and return its path."""
     recipe = {
@@ -75,6 +105,10 @@ def write_recipe(folder: Path, net: str = "TinyNet", **trainer: object) -> Path:
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
         },
         "data": {"dataset": "tests.engine.toys.Blocks", "root": "toys", "batch_size": 3, "num_workers": 0},
+        "preprocessing": {
+            "class_path": "hggraph.data.EvalTransform",
+            "init_args": {"mean": [0.0] * 3, "std": [1.0] * 3},
+        },
         "save_every": 1,
         "pictures": 0,
     }
