@@ -6,7 +6,7 @@ WORKERS ?= 2
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := test
-.PHONY: demo test lint kernels sanitize bench clean
+.PHONY: demo test lint fuzz kernels sanitize bench clean
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,6 +24,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Five minutes: files and calls with something changed, in processes that may crash. Another HGGRAPH_FUZZ_SEED tries
+# others.
+fuzz: $(INSTALLED)
+	HGGRAPH_FUZZ_SECONDS=$${HGGRAPH_FUZZ_SECONDS:-300} $(BIN)/python -m pytest -m slow tests/fuzz
 
 # Longer than a minute: each comparison in each kernel is flipped, and the tests have to notice.
 kernels: $(INSTALLED)

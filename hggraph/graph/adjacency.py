@@ -107,6 +107,11 @@ class RegionAdjacency(Bundle):
         return self._dense is not None
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors lie."""
+        return self._weight.device
+
+    @property
     def _weight(self) -> Tensor:
         if self._dense is not None:
             return self._dense

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hggraph._check import check_ndim, check_positive, check_range
-from hggraph.ops.typed_aggregate import typed_aggregate
+from hggraph._check import check_ndim, check_one_device, check_positive, check_range
+from hggraph.ops.typed_aggregate import check_edge_index, typed_aggregate
 
 __all__ = ["AGGREGATIONS", "channels", "check_aggr", "endpoints", "soft_typed_aggregate"]
 
@@ -54,6 +54,8 @@ def endpoints(
     Raises:
         ValueError: if anything is missing, does not fit or is out of range; the text names it.
     """
+    if not isinstance(x, Tensor) and not (isinstance(x, tuple | list) and len(x) == 2):
+        raise TypeError(f"`x` must be a torch.Tensor or a pair of them, got {type(x).__name__}.")
     x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
     num_sources, num_targets = (None, None) if size is None else size
     names = ("x", "x") if isinstance(x, Tensor) else ("x[0]", "x[1]")
@@ -64,9 +66,8 @@ def endpoints(
     elif num_targets is None:
         num_targets = x_src.shape[0]
 
-    check_ndim("edge_index", edge_index, 2, shape="(2, E)")
-    if edge_index.shape[0] != 2:
-        raise ValueError(f"`edge_index` must have shape (2, E), got {tuple(edge_index.shape)}.")
+    check_edge_index(edge_index)
+    check_one_device(x=x_src, targets=x_dst, edge_index=edge_index)
     check_range("edge_index[0]", edge_index[0], x_src.shape[0], "It must index the sources in `x`.")
     hint = "It must index the targets in `x`, or fit `size`."
     check_range("edge_index[1]", edge_index[1], num_targets, hint)
@@ -74,11 +75,13 @@ def endpoints(
     expected = (edge_index.shape[1], dim)
     if edge_attr is None:
         raise ValueError(f"`edge_attr` must hold pseudo-coordinates of shape (E, dim) = {expected}, got None.")
+    check_ndim("edge_attr", edge_attr, 1, 2, shape=f"(E, dim) = {expected}")
     if not edge_attr.is_floating_point() or edge_attr.shape != expected:
         raise ValueError(
             f"`edge_attr` must be floating point of shape (E, dim) = {expected}, "
-            f"got {edge_attr.dtype} {tuple(edge_attr.shape)}."
+            f"got {edge_attr.dtype} {tuple(edge_attr.shape)} for `edge_index` {tuple(edge_index.shape)}."
         )
+    check_one_device(x=x_src, edge_attr=edge_attr)
     return x_src, x_dst, num_targets
 
 
@@ -97,7 +100,7 @@ def soft_typed_aggregate(
     gets 0. Shapes as in `typed_aggregate` with soft types ``(E, S)``.
     """
     if aggr == "mean":
-        target = edge_index[1]
+        target = edge_index[1].long()
         count = torch.bincount(target, minlength=num_targets)  # edges, not edges times types
         edge_weight = edge_weight / count[target].unsqueeze(1)
     return typed_aggregate(x, weight, edge_index, edge_type, edge_weight, num_targets=num_targets, normalize=False)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph import ops
+from hggraph._check import check_dtype, check_ndim, check_one_dtype
 from hggraph.graph import RegionAdjacency
 from hggraph.nn.hg_conv import (
     conv_stencil,
@@ -91,12 +92,25 @@ class DenseHGConv(nn.Module):
         """Convolve; see the class for shapes."""
         if adjacency.stencil != self.stencil:
             raise ValueError(f"`adjacency` must be over {self.stencil!r}, got {adjacency.stencil!r}.")
+        check_regions("x", x, self.in_channels, adjacency)
+        check_one_dtype(x=x, weight=self.weight)
         out = aggregate(x, self.weight, adjacency, self.groups)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def __repr__(self) -> str:
         """Show channels and stencil."""
         return typed_repr(self)
+
+
+def check_regions(name: str, x: Tensor, channels: int, adjacency: RegionAdjacency) -> None:
+    """Raise unless `x` holds features of the adjacency's regions, on its device."""
+    shape = (adjacency.batch_size, adjacency.num_regions, channels)
+    check_ndim(name, x, 3, shape="(B, R, C)")
+    check_dtype(name, x)
+    if x.shape != shape:
+        raise ValueError(f"`{name}` must have shape (B, R, C) = {shape}, as `adjacency` has, got {tuple(x.shape)}.")
+    if x.device != adjacency.device:
+        raise ValueError(f"`{name}` must be on the device of `adjacency`, {adjacency.device}, got {x.device}.")
 
 
 def aggregate(x: Tensor, weight: Tensor, adjacency: RegionAdjacency, groups: int = 1) -> Tensor:

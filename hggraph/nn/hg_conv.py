@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 from hggraph import ops
-from hggraph._check import check_range
-from hggraph.ops.typed_aggregate import EPSILON
+from hggraph._check import check_ndim, check_strengths
+from hggraph.ops.typed_aggregate import EPSILON, check_arguments
 from hggraph.stencil import Stencil
 
 __all__ = ["HGConv"]
@@ -140,9 +140,11 @@ class HGConv(MessagePassing):
         edge_weight: Tensor | None,
         num_targets: int | None,
     ) -> Tensor:
-        num_targets = x.shape[0] if num_targets is None else num_targets
-        check_range("edge_index[1]", edge_index[1], num_targets)
-        check_range("edge_type", edge_type, len(self.stencil), "Was the graph built with another stencil?")
+        num_targets = check_arguments(x, self.weight, edge_index, edge_type, edge_weight, num_targets, self.groups)
+        check_ndim("edge_type", edge_type, 1, shape="(E,)")
+        edge_index, edge_type = edge_index.long(), edge_type.long()
+        if edge_weight is not None:
+            check_strengths("edge_weight", edge_weight)
         strength = x.new_ones(edge_type.shape[0]) if edge_weight is None else edge_weight.to(x.dtype)
         key = edge_index[1] * len(self.stencil) + edge_type
         degree = x.new_zeros(num_targets * len(self.stencil)).index_add(0, key, strength)

@@ -10,9 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hggraph import ops
-from hggraph._check import check_ndim, check_positive, check_range
+from hggraph._check import (
+    check_dtype,
+    check_ndim,
+    check_one_device,
+    check_one_dtype,
+    check_positive,
+    check_range,
+    check_strengths,
+)
 from hggraph.graph import RegionAdjacency
+from hggraph.nn.dense_hg_conv import check_regions
 from hggraph.ops._distance import EXCLUDED, compute_dtype
+from hggraph.ops.typed_aggregate import check_edge_index
 from hggraph.stencil import Stencil
 
 __all__ = ["DenseLocalAttention", "LocalAttention"]
@@ -126,6 +136,11 @@ class LocalAttention(nn.Module):
             )
             return out.view(-1, self.out_channels, *out.shape[2:])
         inputs = self._inputs(x, 2, "(N, C) with edges")
+        check_edge_index(edge_index)
+        check_one_device(x=inputs.query, edge_index=edge_index, edge_type=edge_type, edge_weight=edge_weight)
+        if edge_index.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_range("edge_index[0]", edge_index[0], len(inputs.key), "Sources must be rows of `x`.")
+            check_range("edge_index[1]", edge_index[1], len(inputs.query), "Targets must be rows of `x`.")
         if edge_weight is not None:
             edge_index, edge_type, edge_weight = _present(edge_index, edge_type, edge_weight)
         q, k, v = (self._heads(y) for y in self._project(inputs))
@@ -151,9 +166,14 @@ class LocalAttention(nn.Module):
         return f"{shown}, {self.out_channels}, stencil={self.stencil!r}{heads}, border={self.border!r}"
 
     def _inputs(self, x: Tensor | Sequence[Tensor], ndim: int, shape: str) -> Inputs:
+        if not isinstance(x, Tensor) and not (isinstance(x, tuple | list) and len(x) == 3):
+            raise TypeError(f"`x` must be a tensor or three, of queries, keys and values, got {type(x).__name__}.")
         inputs = Inputs(x, x, x) if isinstance(x, Tensor) else Inputs(*x)
         for name, y, channels in zip(Inputs._fields, inputs, self.in_channels, strict=True):
             check_ndim(f"x ({name})", y, ndim, shape=shape)
+            check_dtype(f"x ({name})", y)
+            check_one_device(weight=self.query.weight, x=y)
+            check_one_dtype(weight=self.query.weight, x=y)
             found = y.shape[1 if ndim == 4 else -1]
             if found != channels:
                 raise ValueError(f"`x` ({name}) must have {channels} channels, got shape {tuple(y.shape)}.")
@@ -180,7 +200,7 @@ class LocalAttention(nn.Module):
             if window > x.shape[2 + axis]:
                 raise ValueError(
                     f"The window must fit the map: {self.stencil!r} spans {window} pixels, the map has a {name} of "
-                    f"{x.shape[2 + axis]}. Take a larger image, a smaller window or a smaller dilation."
+                    f"{x.shape[2 + axis]}. Take a larger image `x`, a smaller window or a smaller dilation."
                 )
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -198,9 +218,15 @@ class LocalAttention(nn.Module):
         edges = (edge_index.shape[1],)
         bias = None
         if self.direction_bias is not None:
-            if edge_type is None or edge_type.shape != edges:
-                got = None if edge_type is None else tuple(edge_type.shape)
-                raise ValueError(f"`edge_type` must have shape {edges} for `direction_bias`, got {got}.")
+            if edge_type is None:
+                raise ValueError(f"`edge_type` must have shape {edges} for `direction_bias`, got None.")
+            check_ndim("edge_type", edge_type, 1, shape=f"{edges} for `direction_bias`")
+            check_dtype("edge_type", edge_type, "integers")
+            if edge_type.shape != edges:
+                raise ValueError(
+                    f"`edge_type` must have shape {edges} for `direction_bias`, got {tuple(edge_type.shape)}, "
+                    "one for each edge in `edge_index`."
+                )
             if edge_type.device.type == "cpu":
                 check_range("edge_type", edge_type, len(self.stencil), "Was the graph built with another stencil?")
             bias = ops.gather(self.direction_bias.t(), edge_type)  # (E, heads)
@@ -237,6 +263,8 @@ class DenseLocalAttention(LocalAttention):
         if adjacency.stencil != self.stencil:
             raise ValueError(f"`adjacency` must be over {self.stencil!r}, got {adjacency.stencil!r}.")
         inputs = self._inputs(x, 3, "(B, R, C)")
+        for name, y, channels in zip(Inputs._fields, inputs, self.in_channels, strict=True):
+            check_regions(f"x ({name})", y, channels, adjacency)
         q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in self._project(inputs))
         strength = adjacency.to_dense().unsqueeze(1)  # (B, 1, K, R, R)
         logits = _log_strength(strength)
@@ -251,12 +279,18 @@ class DenseLocalAttention(LocalAttention):
 
 def _present(edge_index: Tensor, edge_type: Tensor | None, edge_weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the edges of positive weight."""
+    check_ndim("edge_weight", edge_weight, 1, shape="(E,)")
+    check_dtype("edge_weight", edge_weight, "real numbers")
     if edge_weight.shape != edge_index.shape[1:]:
-        raise ValueError(f"`edge_weight` must have shape ({edge_index.shape[1]},), got {tuple(edge_weight.shape)}.")
+        raise ValueError(
+            f"`edge_weight` must have shape ({edge_index.shape[1]},), got {tuple(edge_weight.shape)}, "
+            "one for each edge in `edge_index`."
+        )
+    if edge_type is not None and edge_type.shape != edge_weight.shape:
+        raise ValueError(f"`edge_type` must have shape {tuple(edge_weight.shape)}, got {tuple(edge_type.shape)}.")
+    check_strengths("edge_weight", edge_weight)
     kept = edge_weight > 0
     if not kept.all():
-        if not (edge_weight >= 0).all():
-            raise ValueError(f"`edge_weight` must not be negative or NaN, got {float(edge_weight.min())}.")
         edge_type = None if edge_type is None else edge_type[kept]
         edge_index, edge_weight = edge_index[:, kept], edge_weight[kept]
     return edge_index, edge_type, edge_weight

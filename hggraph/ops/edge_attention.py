@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph._check import check_ndim, check_range
+from hggraph._check import check_dtype, check_ndim, check_one_device, check_range
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import autocast, operator
 from hggraph.ops.segment import csr_pointer, gather_scale_sum, gathered_dot, segment_reduce, segment_softmax
+from hggraph.ops.typed_aggregate import check_edge_index
 
 __all__ = ["edge_attention"]
 
@@ -53,7 +54,7 @@ def edge_attention(
     _check(q, k, v, edge_index, bias)
     q, k, v = autocast(q, k, v)
     scale = q.shape[1] ** -0.5 if scale is None else float(scale)
-    source, target = edge_index
+    source, target = edge_index.long()
     order = torch.argsort(target, stable=True)
     source, target = source[order], target[order]
     ptr = csr_pointer(target, q.shape[0])
@@ -87,19 +88,22 @@ def _check(q: Tensor, k: Tensor, v: Tensor, edge_index: Tensor, bias: Tensor | N
         ("edge_index", edge_index, "(2, E)"),
     ):
         check_ndim(name, x, 2, shape=shape)
+    if bias is not None:
+        check_ndim("bias", bias, 1, shape="(E,)")
+    check_edge_index(edge_index)
     for name, given in (("q", q), ("k", k), ("v", v), ("bias", bias)):
-        if given is not None and not given.is_floating_point():
-            raise TypeError(f"`{name}` must be floating point, got {given.dtype}.")
+        if given is not None:
+            check_dtype(name, given)
     if q.shape[1] == 0 or k.shape[1] != q.shape[1] or v.shape[0] != k.shape[0]:
         raise ValueError(
             f"`q`, `k` and `v` must have shapes (N, C), (M, C) and (M, D) with C >= 1, got {tuple(q.shape)}, "
             f"{tuple(k.shape)} and {tuple(v.shape)}."
         )
-    if edge_index.shape[0] != 2:
-        raise ValueError(f"`edge_index` must have shape (2, E), got {tuple(edge_index.shape)}.")
+    check_one_device(q=q, k=k, v=v, edge_index=edge_index, bias=bias)
     if bias is not None and bias.shape != edge_index.shape[1:]:
         raise ValueError(
-            f"`bias` must have shape ({edge_index.shape[1]},), one for each edge, got {tuple(bias.shape)}."
+            f"`bias` must have shape ({edge_index.shape[1]},), one for each edge, got {tuple(bias.shape)} "
+            f"for `edge_index` {tuple(edge_index.shape)}."
         )
     if edge_index.device.type == "cpu" and not torch.compiler.is_compiling():
         check_range("edge_index[0]", edge_index[0], k.shape[0], "Sources must be rows of `k`.")

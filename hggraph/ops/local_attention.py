@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph._check import check_ndim
+from hggraph._check import check_dtype, check_ndim, check_one_device
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import autocast, kernel, operator
 from hggraph.ops._local_attention import affinity, attend, attend_backward, attend_opened
@@ -159,9 +159,12 @@ def _moved(position: int, offsets: Sequence[int], length: int) -> int:
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, taps: int) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_ndim(name, x, 4, shape="(B, D, H, W)" if name == "v" else "(B, C, H, W)")
+    if bias is not None:
+        check_ndim("bias", bias, 1, 2, shape="(K,) or (B, K)")
+    check_one_device(q=q, k=k, v=v, bias=bias)
     for name, given in (("q", q), ("k", k), ("v", v), ("bias", bias)):
-        if given is not None and not given.is_floating_point():
-            raise TypeError(f"`{name}` must be floating point, got {given.dtype}.")
+        if given is not None:
+            check_dtype(name, given)
     if k.shape != q.shape or q.shape[1] == 0:
         raise ValueError(
             f"`k` must have the shape of `q`, at least one channel, got {tuple(k.shape)} and {tuple(q.shape)}."

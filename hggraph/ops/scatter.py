@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hggraph._check import check_ndim, check_range
+from hggraph._check import check_dtype, check_ndim, check_one_device, check_positive, check_range
 from hggraph.ops.segment import csr_pointer, segment_reduce
 
 __all__ = ["gather", "scatter"]
@@ -33,9 +33,9 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
         >>> gather(torch.tensor([5.0, 7.0]), torch.tensor([1, 1, 0]))
         tensor([7., 7., 5.])
     """
-    check_ndim("index", index, 1, shape="(E,)")
+    _check(x, index)
     check_range("index", index, x.shape[0], "It must index the rows of `x`.")
-    return segment_reduce(x, torch.arange(index.shape[0] + 1, device=x.device), index)
+    return segment_reduce(x, torch.arange(index.shape[0] + 1, device=x.device), index.long())
 
 
 def scatter(x: Tensor, index: Tensor, num_segments: int, *, reduce: str = "sum") -> Tensor:
@@ -64,9 +64,19 @@ def scatter(x: Tensor, index: Tensor, num_segments: int, *, reduce: str = "sum")
         >>> scatter(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3)
         tensor([2., 0., 5.])
     """
-    check_ndim("index", index, 1, shape="(E,)")
+    _check(x, index)
+    check_positive("num_segments", num_segments, least=0)
     if index.shape[0] != x.shape[0]:
-        raise ValueError(f"`index` must have shape ({x.shape[0]},), one entry for each row, got {tuple(index.shape)}.")
+        raise ValueError(
+            f"`index` must have shape ({x.shape[0]},), one entry for each row of `x`, got {tuple(index.shape)}."
+        )
     check_range("index", index, num_segments, "Give as many segments as the index names.")
     order = torch.argsort(index, stable=True)
     return segment_reduce(x, csr_pointer(index[order], num_segments), order, reduce=reduce)
+
+
+def _check(x: Tensor, index: Tensor) -> None:
+    check_ndim("x", x, 1, 2, shape="(E, C) or (E,)")
+    check_ndim("index", index, 1, shape="(E,)")
+    check_dtype("x", x)
+    check_one_device(x=x, index=index)

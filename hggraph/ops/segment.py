@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hggraph._check import check_ndim, check_range
+from hggraph._check import check_dtype, check_ndim, check_one_device, check_one_dtype, check_range
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import kernel, operator
 
@@ -50,6 +50,7 @@ def segment_reduce(
     """
     check_ndim("x", x, 1, 2, shape="(M, C) or (M,)")
     check_ndim("ptr", ptr, 1, shape="(N + 1,)")
+    check_dtype("x", x)
     if reduce not in REDUCTIONS:
         raise ValueError(f"`reduce` must be one of {REDUCTIONS}, got {reduce!r}.")
     if reduce == "max" and weight is not None:
@@ -57,8 +58,15 @@ def segment_reduce(
     if index is not None:
         check_ndim("index", index, 1, shape="(E,)")
     entries = x.shape[0] if index is None else index.shape[0]
-    if weight is not None and weight.shape != (entries,):
-        raise ValueError(f"`weight` must have shape ({entries},), got {tuple(weight.shape)}.")
+    if weight is not None:
+        check_ndim("weight", weight, 1, shape="(E,)")
+        check_one_dtype(x=x, weight=weight)
+        if weight.shape[0] != entries:
+            name = "x" if index is None else "index"
+            raise ValueError(
+                f"`weight` must have shape ({entries},), one for each of `{name}`, got {tuple(weight.shape)}."
+            )
+    check_one_device(x=x, ptr=ptr, index=index, weight=weight)
     rows = x.unsqueeze(1) if x.dim() == 1 else x
     out = torch.ops.hggraph.segment_reduce(rows, ptr, index, weight, reduce)
     return out.squeeze(1) if x.dim() == 1 else out
@@ -85,6 +93,8 @@ def segment_softmax(x: Tensor, ptr: Tensor) -> Tensor:
     """
     check_ndim("x", x, 1, 2, shape="(E, H) or (E,)")
     check_ndim("ptr", ptr, 1, shape="(N + 1,)")
+    check_dtype("x", x)
+    check_one_device(x=x, ptr=ptr)
     return torch.ops.hggraph.segment_softmax(x, ptr)
 
 
@@ -105,13 +115,19 @@ def csr_pointer(index: Tensor, num_segments: int) -> Tensor:
         >>> csr_pointer(torch.tensor([0, 0, 2]), 3)
         tensor([0, 2, 2, 3])
     """
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.shape[0] > 1:
+    check_ndim("index", index, 1, shape="(E,)")
+    check_dtype("index", index, "integers")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.shape[0] > 0:
         falls = index[1:] < index[:-1]
         if bool(falls.any()):
             at = int(falls.to(torch.uint8).argmax())
             raise ValueError(
                 f"`index` (a `batch` vector, for example) must be sorted in ascending order, got "
                 f"{int(index[at])} before {int(index[at + 1])} at position {at}. Sort it and its rows first."
+            )
+        if int(index[0]) < 0 or int(index[-1]) >= num_segments:
+            raise ValueError(
+                f"`index` must be in [0, {num_segments}), got values from {int(index[0])} to {int(index[-1])}."
             )
     bounds = torch.arange(num_segments + 1, device=index.device)
     return torch.searchsorted(index, bounds)
@@ -154,7 +170,7 @@ def _check_entries(ptr: Tensor, entries: int, index: Tensor | None = None, rows:
         return
     if ptr.shape[0] == 0 or int(ptr[0]) != 0 or int(ptr[-1]) != entries:
         ends = f"from {int(ptr[0])} to {int(ptr[-1])}" if ptr.shape[0] else "no bound"
-        raise ValueError(f"`ptr` must start at 0 and end at the number of entries, {entries}, got {ends}.")
+        raise ValueError(f"`ptr` must start at 0 and end at the number of entries, {entries}, got {ends} for `x`.")
     falls = ptr[1:] < ptr[:-1]
     if bool(falls.any()):
         at = int(falls.to(torch.uint8).argmax())
@@ -163,7 +179,7 @@ def _check_entries(ptr: Tensor, entries: int, index: Tensor | None = None, rows:
             "`csr_pointer` of a sorted index makes one."
         )
     if index is not None and index.device.type == "cpu":
-        check_range("index", index, rows)
+        check_range("index", index, rows, "It must index the rows of `x`.")
 
 
 def gather_scale_sum(x: Tensor, ptr: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:

@@ -123,6 +123,8 @@ def _check(
         raise ValueError(
             f"`pseudo` must be floating point of shape (E, D) with D >= 1, got {pseudo.dtype} {tuple(pseudo.shape)}."
         )
+    if pseudo.is_meta:
+        raise ValueError("`pseudo` (a layer's `edge_attr`) must hold data, got a tensor on the device meta.")
     if degree not in DEGREES:
         raise ValueError(f"`degree` must be one of {DEGREES}, got {degree!r}.")
     size = torch.as_tensor(kernel_size, device=pseudo.device)

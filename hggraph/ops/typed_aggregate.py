@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph._check import check_ndim, check_range
+from hggraph._check import (
+    check_dtype,
+    check_ndim,
+    check_one_device,
+    check_one_dtype,
+    check_positive,
+    check_range,
+    check_strengths,
+)
 from hggraph.ops._distance import compute_dtype
 from hggraph.ops._library import autocast, kernel, operator
 from hggraph.ops._occupied import Occupied
@@ -71,15 +79,16 @@ def typed_aggregate(
         >>> typed_aggregate(x, eye, torch.tensor([[1, 2], [0, 0]]), torch.tensor([0, 0])).flatten()
         tensor([3., 0., 0.])
     """
-    num_targets = x.shape[0] if num_targets is None else num_targets
-    _check_arguments(x, weight, edge_index, edge_type, edge_weight, num_targets, groups)
-    source, target = edge_index[0], edge_index[1]
+    num_targets = check_arguments(x, weight, edge_index, edge_type, edge_weight, num_targets, groups)
+    if normalize and edge_weight is not None:
+        check_strengths("edge_weight", edge_weight)
+    source, target = edge_index.long()
     if edge_type.dim() == 2:
         source, target = (end.repeat_interleave(edge_type.shape[1]) for end in (source, target))
         edge_type = edge_type.flatten()
         edge_weight = None if edge_weight is None else edge_weight.flatten()
 
-    key = target * weight.shape[0] + edge_type
+    key = target * weight.shape[0] + edge_type.long()
     if not bool((key.diff() >= 0).all()):
         order = torch.argsort(key, stable=True)
         key, source = key[order], source[order]
@@ -111,42 +120,67 @@ def typed_aggregate_reference(
     return torch.stack(rows) if rows else weight.new_zeros(0, weight.shape[2])
 
 
-def _check_arguments(
+def check_arguments(
     x: Tensor,
     weight: Tensor,
     edge_index: Tensor,
     edge_type: Tensor,
     edge_weight: Tensor | None,
-    num_targets: int,
+    num_targets: int | None,
     groups: int,
-) -> None:
+) -> int:
+    """Raise unless the arguments of `typed_aggregate` are as it says; return the number of targets."""
     check_ndim("x", x, 2, shape="(N, C)")
-    check_weight(x.shape[1], weight, groups)
+    check_dtype("x", x)
+    check_weight(x, weight, groups)
+    check_edge_index(edge_index)
+    check_ndim("edge_type", edge_type, 1, 2, shape="(E,) or (E, S)")
+    if edge_type.shape[0] != edge_index.shape[1]:
+        raise ValueError(
+            f"`edge_type` must have shape (E,) or (E, S) with E = {edge_index.shape[1]} of `edge_index`, "
+            f"got {tuple(edge_type.shape)}."
+        )
+    if edge_weight is not None:
+        check_ndim("edge_weight", edge_weight, 1, 2, shape="(E,) or (E, S)")
+        check_dtype("edge_weight", edge_weight, "real numbers")
+        if edge_weight.shape != edge_type.shape:
+            raise ValueError(
+                f"`edge_weight` must have the shape of `edge_type`, {tuple(edge_type.shape)}, "
+                f"got {tuple(edge_weight.shape)}."
+            )
+    check_one_device(x=x, weight=weight, edge_index=edge_index, edge_type=edge_type, edge_weight=edge_weight)
+    if num_targets is None:
+        num_targets = x.shape[0]
+    else:
+        check_positive("num_targets", num_targets, least=0)
+    check_range(
+        "edge_type", edge_type, weight.shape[0], "Was the graph built with another stencil? Types index `weight`."
+    )
+    check_range("edge_index[0]", edge_index[0], x.shape[0], "It must index the rows of `x`.")
+    hint = "It must index the rows of `x`. Give `num_targets` for a graph with a stride."
+    check_range("edge_index[1]", edge_index[1], num_targets, hint)
+    return num_targets
+
+
+def check_edge_index(edge_index: Tensor) -> None:
+    """Raise unless `edge_index` holds integers in the shape ``(2, E)``."""
     check_ndim("edge_index", edge_index, 2, shape="(2, E)")
+    check_dtype("edge_index", edge_index, "integers")
     if edge_index.shape[0] != 2:
         raise ValueError(f"`edge_index` must have shape (2, E), got {tuple(edge_index.shape)}.")
-    if edge_type.dim() not in (1, 2) or edge_type.shape[0] != edge_index.shape[1]:
-        raise ValueError(
-            f"`edge_type` must have shape (E,) or (E, S) with E = {edge_index.shape[1]}, got {tuple(edge_type.shape)}."
-        )
-    if edge_weight is not None and edge_weight.shape != edge_type.shape:
-        raise ValueError(
-            f"`edge_weight` must have the shape of `edge_type`, {tuple(edge_type.shape)}, "
-            f"got {tuple(edge_weight.shape)}."
-        )
-    check_range("edge_type", edge_type, weight.shape[0], "Was the graph built with another stencil?")
-    check_range("edge_index[0]", edge_index[0], x.shape[0], "It must index the rows of `x`.")
-    check_range("edge_index[1]", edge_index[1], num_targets, "Give `num_targets` for a graph with a stride.")
 
 
-def check_weight(channels: int, weight: Tensor, groups: int) -> None:
-    """Raise unless the weight fits the channels and the groups divide both sides."""
+def check_weight(x: Tensor, weight: Tensor, groups: int) -> None:
+    """Raise unless the weight fits the channels and dtype of `x`, and the groups divide both sides."""
     check_ndim("weight", weight, 3, shape="(K, C // groups, O)")
-    if groups < 1 or weight.shape[1] * groups != channels or weight.shape[2] % groups:
+    check_positive("groups", groups)
+    if weight.shape[1] * groups != x.shape[-1] or weight.shape[2] % groups:
         raise ValueError(
-            f"`weight` {tuple(weight.shape)} does not fit {channels} channels in {groups} groups: "
+            f"`weight` {tuple(weight.shape)} does not fit {x.shape[-1]} channels of `x` in {groups} groups: "
             "expected (K, C // groups, O) with C and O divisible by `groups`."
         )
+    check_dtype("weight", weight)
+    check_one_dtype(x=x, weight=weight)
 
 
 def multiply(gathered: Tensor, weight: Tensor, groups: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hggraph._check import check_ndim
+from hggraph._check import check_dtype, check_ndim, check_one_device
 from hggraph.ops._library import autocast, kernel, operator
 from hggraph.ops.typed_aggregate import EPSILON, check_weight, multiply, multiply_backward
 
@@ -46,10 +46,15 @@ def typed_aggregate_dense(
     """
     check_ndim("x", x, 3, shape="(B, R, C)")
     check_ndim("adjacency", adjacency, 4, shape="(B, K, T, R)")
-    check_weight(x.shape[-1], weight, groups)
+    check_dtype("x", x)
+    check_dtype("adjacency", adjacency, "real numbers")
+    check_weight(x, weight, groups)
+    check_one_device(x=x, weight=weight, adjacency=adjacency)
     expected = (x.shape[0], weight.shape[0], adjacency.shape[2], x.shape[1])
     if adjacency.shape != expected:
-        raise ValueError(f"`adjacency` must have shape (B, K, T, R) = {expected}, got {tuple(adjacency.shape)}.")
+        raise ValueError(
+            f"`adjacency` must have shape (B, K, T, R) = {expected} of `x` and `weight`, got {tuple(adjacency.shape)}."
+        )
     if normalize:
         adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=EPSILON)
     x, weight = autocast(x, weight)
