@@ -149,18 +149,21 @@ def evaluation(trainer: lightning.Trainer, task: Task, stage: str) -> dict[str, 
 
     Returns:
         Plain values: ``"dataset"``, ``"split"``, ``"selected_on"`` (the split that the best checkpoint is chosen on),
-        ``"size"`` (``"own"``: each image's, or the ``[height, width]`` that the transform gives it), ``"scales"``,
+        ``"size"`` (``"own"``: each image's; or what the transform makes of it, ``[height, width]`` or a side, in
+        pixels), ``"scales"``,
         ``"date"`` (ISO 8601, UTC), ``"checkpoint"`` (empty while training) and ``"results"``, the scores.
     """
     dataset, data = _dataset(trainer, stage), trainer.datamodule  # type: ignore[attr-defined]
     splits = data.splits if isinstance(data, ImageData) else {}
     transform = getattr(dataset, "transform", None)
-    size = getattr(transform, "size", None) if getattr(transform, "resize_mask", True) else None
+    moved = getattr(transform, "resize_mask", True)  # if not, targets are in the images' own pixels
+    sizes = [getattr(transform, name, None) for name in ("size", "long_side") if moved]
+    size = next((one for one in sizes if one is not None), "own")
     return {
         "dataset": type(getattr(dataset, "base", dataset)).__name__,
         "split": splits.get(stage, stage),
         "selected_on": getattr(data, "selected_on", "val"),
-        "size": "own" if size is None else list(size),
+        "size": list(size) if isinstance(size, tuple) else size,
         "scales": [1.0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": str(trainer.ckpt_path or ""),
