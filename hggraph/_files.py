@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import secrets
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["unique_names", "write_atomically"]
+__all__ = ["NO_ROOM", "unique_names", "write_atomically", "write_folder", "write_together"]
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that the next file will meet too
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -41,17 +46,98 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         ...     target.read_text(), len(list(Path(folder).iterdir()))
         ('all of it', 1)
     """
-    path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}")
+    write_together({Path(path): write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write several files, complete or absent: none takes its name before each is on the disk.
+
+    Args:
+        files: What writes each file; see `write_atomically`.
+
+    Raises:
+        OSError, Exception: as `write_atomically`. Files that were there before are then still there; should a name be
+            refused after others were taken (a folder that changes meanwhile), those are removed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     one, two = Path(folder, "one.txt"), Path(folder, "two.txt")
+        ...     write_together({one: lambda path: path.write_text("1"), two: lambda path: path.write_text("2")})
+        ...     one.read_text(), two.read_text()
+        ('1', '2')
+    """
+    temporaries = {path: path.with_name(f".{secrets.token_hex(4)}.tmp{path.suffix}") for path in files}
+    made = list(temporaries.values())
+    try:
+        for path, write in files.items():
+            write(temporaries[path])
+            _flush_to_disk(temporaries[path])
+        for path in files:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+            made.append(path)
+    except BaseException as error:  # Ctrl-C too
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if isinstance(error, OSError):  # of the name that its reader knows
+            names = {str(temporary): str(path) for path, temporary in temporaries.items()}
+            error.filename, error.filename2 = names.get(error.filename, error.filename), None
+        raise
+    for folder in {path.parent for path in files}:
+        with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
+            _flush_to_disk(folder)
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder under a temporary name beside it, then let it take its name.
+
+    Whoever looks finds the old folder or the new one, whole. (Where the system cannot exchange two names, which Linux
+    can, for an instant neither.)
+
+    Args:
+        path: The folder; one of this name is replaced with all that is in it. The folder around it must exist.
+        write: Gets the temporary folder, which is there, and writes into it.
+
+    Raises:
+        OSError, Exception: as `write_atomically`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = Path(folder, "model")
+        ...     for text in ("old", "new"):
+        ...         write_folder(target, lambda temporary: Path(temporary, "note.txt").write_text(text))
+        ...     Path(target, "note.txt").read_text(), len(list(Path(folder).iterdir()))
+        ('new', 1)
+    """
+    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
     try:
         write(temporary)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives
+        if not path.exists():
+            temporary.replace(path)
+        elif not _exchange(temporary, path):
+            old = path.with_name(f".{secrets.token_hex(4)}.tmp")
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # the new one after an error, or the old one
+    with contextlib.suppress(OSError):
         _flush_to_disk(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names at once, where the system can; say whether it did."""
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux's C library; -100 is the working directory, 2 an exchange
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(rename(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -20,6 +20,7 @@ from hggraph.benchmarks import (
     bench_hs3,
     bench_local_attention,
     bench_networks,
+    bench_predict,
     bench_py_conv,
     bench_regions,
     bench_segment,
@@ -106,6 +107,11 @@ def test_hs3(tmp_path, capsys):
     assert bench_hs3.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     assert len(found(tmp_path / "out.json")) == 2
     assert "analysed = validated: relative difference 0.0" in capsys.readouterr().out
+
+
+def test_predict(tmp_path, capsys):
+    assert bench_predict.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert "labels: predict_folder, batches of 4 = by hand" in capsys.readouterr().out
 
 
 def test_training(tmp_path, capsys):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-import hggraph._pyg  # noqa: F401  (first: it silences one warning)
+import hggraph._pyg  # first: it silences one warning
+from hggraph._screen import screen
+from hggraph.cli._errors import Commands
 from hggraph.cli.bench import run_benchmarks
 from hggraph.cli.count import count_operations
 from hggraph.cli.graph import make_graphs
@@ -19,12 +23,30 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="hggraph",
-    help="Turn images into graphs of regions, and see what this installation can do.",
+    cls=Commands,
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        screen().print(f"hggraph {hggraph.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Turn images into graphs of regions, train networks on them, and see what this installation can do."""
+
+
 app.command("graph")(make_graphs)
 app.command("fit", context_settings=PASS_ON)(fit)
 app.command("validate", context_settings=PASS_ON)(validate)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from hggraph._screen import screen
+from hggraph.cli._device import device_of
 
 if TYPE_CHECKING:
     from hggraph.benchmarks._measure import Report
@@ -32,10 +34,11 @@ CASES = {
     "py_conv": "pyramids against grouped convolution, PyConvResNet-50 against ResNet-50; two minutes on a CPU",
     "gald": "GALD's networks with and without local distribution, its attention against unfold; four minutes on a CPU",
     "specialize": "heads of Specialize and Fuse on HRNet-W48, fusing against upsampling; two minutes on a CPU",
+    "predict": "a folder of photos to label pictures, against a loop by hand; two minutes on a CPU",
     "training": "training steps of HG-ResNet18, against dense ones and the loading of batches; five minutes on a CPU",
     "networks": "whole HG-ResNets, as trained and folded, against dense ones; ten minutes on a CPU",
 }
-LONG = ("hs3", "py_conv", "gald", "specialize", "training", "networks")  # measured only when named
+LONG = ("hs3", "py_conv", "gald", "specialize", "predict", "training", "networks")  # measured only when named
 
 
 class Dtype(StrEnum):
@@ -115,7 +118,7 @@ def run_benchmarks(
     if show_list:
         _list(names if cases else list(CASES))
         return
-    place = _device(device)
+    place = device_of(device)
     named = {"--data": data, "--camvid": camvid, "--clusterer": clusterer, "--curves": curves}
     if "regions" not in names and any(named.values()):
         given = ", ".join(name for name, path in named.items() if path is not None)
@@ -127,13 +130,14 @@ def run_benchmarks(
         if path is not None and importlib.util.find_spec("matplotlib") is None:
             raise typer.BadParameter(f'{name} needs matplotlib: pip install "hggraph[viz]"')
     from hggraph.benchmarks import _measure, _setting, _tables
+    from hggraph.benchmarks._plot import plot_ratios
 
     setting = _setting.setting_for(
-        place,
+        str(place),
         dtype=None if dtype is None else getattr(torch, dtype.value),
         rounds=rounds,
         quick=quick,
-        compile=place != "cpu" if compile is None else compile,
+        compile=place.type != "cpu" if compile is None else compile,
         regions=_setting.RegionData(data, camvid, every, clusterer, curves),
     )
     console = _tables.screen()
@@ -141,14 +145,15 @@ def run_benchmarks(
     reports = []
     for number, name in enumerate(names, start=1):
         if console.is_terminal:
-            console.print(f"[dim]measuring {name}, {number} of {len(names)}[/dim]")
+            console.print(f"measuring {name}, {number} of {len(names)}", style="dim")
         reports.append(_measure_case(name, setting))
         _tables.show(reports[-1], console)
     if json is not None:
         _measure.write_json(json, [report.to_dict() for report in reports])
-        console.print(f"measurements: {json}")
+        screen().print(f"measurements: {json}")
     if plot is not None:
-        _draw(reports, plot, _tables.hardware(), console)
+        plot_ratios(reports, plot, caption=_tables.hardware())
+        screen().print(f"chart: {plot}")
     if any(report.refused or report.failure for report in reports):
         raise typer.Exit(1)
 
@@ -173,7 +178,7 @@ def _list(names: list[str]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in names:
         table.add_row(name, CASES[name])
-    Console().print(table)
+    screen().print(table)
 
 
 def _chosen(cases: list[str] | None) -> list[str]:
@@ -183,28 +188,3 @@ def _chosen(cases: list[str] | None) -> list[str]:
             hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(CASES)}"
             raise typer.BadParameter(f"there is no case {case!r}; {hint}")
     return [case for case in CASES if (case in cases if cases else case not in LONG)]
-
-
-def _device(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise typer.BadParameter(f"--device must be cpu or cuda, got {device!r}") from error
-    if place.type not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"--device must be cpu or cuda, got {device!r}")
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("--device cuda needs a GPU, and PyTorch finds none; `hggraph info` says what there is")
-    return device
-
-
-def _draw(reports: list[Report], path: Path, caption: str, console: Console) -> None:
-    from hggraph.benchmarks._plot import plot_ratios
-
-    try:
-        plot_ratios(reports, path, caption=caption)
-    except (ImportError, ValueError) as error:
-        console.print(f"[red]no chart:[/red] {error}", highlight=False)
-        raise typer.Exit(1) from error
-    console.print(f"chart: {path}")

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from hggraph._files import write_atomically
+from hggraph._screen import screen
 from hggraph.cli._model import SHORT_NAMES, make_model
 from hggraph.cluster import SoftSLIC
 from hggraph.models.count import Part, count
@@ -54,10 +54,7 @@ def count_operations(
         more["clusterer"] = SoftSLIC(downsample)
     net = make_model(model, more).eval()
     net = _for_inference(net, fold=fold)
-    try:
-        parts = count(net, size, paper=paper, image=_photo(size))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    parts = count(net, size, paper=paper, image=_photo(size))
     _show(parts, f"{model}{', folded' if fold else ''}, {size[0]} x {size[1]} pixels")
     if json is not None:
         rows = [part._asdict() | {"flops": part.flops} for part in parts]
@@ -82,7 +79,7 @@ def _photo(size: tuple[int, int]) -> torch.Tensor:
 
 
 def _show(parts: list[Part], title: str) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("part")
     for column in ("parameters", "multiply-adds, G", "FLOPs, G", "share"):
         table.add_column(column, justify="right")
@@ -97,4 +94,6 @@ def _show(parts: list[Part], title: str) -> None:
             f"{part.macs / max(1, total.macs):.1%}",
             style="bold" if last else None,
         )
-    Console().print(table)
+    console = screen()
+    console.print(title, style="bold")
+    console.print(table)

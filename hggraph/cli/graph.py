@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
+import os
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -13,16 +15,17 @@ from typing import Annotated
 import networkx as nx
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from torch_geometric.data import Data
 
+from hggraph._files import NO_ROOM, write_together
+from hggraph._screen import harmless, one_line, screen
 from hggraph.cli.inputs import Job, plan_jobs
 from hggraph.cluster import SoftSLIC, region_graph
-from hggraph.data import load_attention, load_image, sample_photo, save_graph, write_atomically
+from hggraph.data import load_attention, load_image, sample_photo, save_graph
 from hggraph.data.image import MAX_PIXELS
 from hggraph.graph import to_networkx
 from hggraph.viz import region_figure, save_figure
@@ -109,8 +112,9 @@ def make_graphs(
     and NAME.png, a figure of what happened. Files of these names are replaced. Images of the same
     name from different folders are written as FOLDER_NAME.
 
-    An image that cannot be used is reported and skipped, and the exit code is 1. The same image
-    always gives the same graph.
+    The files of one image are written together: all or none. An image that cannot be used is
+    reported and skipped, and the exit code is 1; a full or read-only disk ends the run at once.
+    The same image always gives the same graph.
     """
     if regions is not None and downsample is not None:
         raise typer.BadParameter("give --regions or --downsample, not both.")
@@ -154,7 +158,7 @@ def make_graphs(
 
 def _load(run: Path, num_regions: int | None, downsample: float | None) -> SoftSLIC:
     """Load a trained clusterer, or leave with what is wrong with its folder."""
-    from hggraph.engine import load_clusterer  # Lightning takes seconds
+    from hggraph.inference import load_clusterer
 
     try:
         return load_clusterer(run, num_regions=num_regions, downsample=None if num_regions else downsample)
@@ -175,13 +179,16 @@ def _write(
     with torch.inference_mode():
         assignment = clusterer(x, None if attention is None else attention[None])
         data = region_graph(x, assignment)[0]
-        save_graph(data, out / f"{name}{endings[0]}")
         graph = to_networkx(data)
-        graph.graph.update(name=name, height=image.shape[1], width=image.shape[2])
-        write_atomically(out / f"{name}.graphml", lambda path: nx.write_graphml(graph, path))
+        graph.graph.update(name=harmless(name), height=image.shape[1], width=image.shape[2])
+        files: list[Callable[[Path], object]] = [
+            functools.partial(save_graph, data),
+            functools.partial(nx.write_graphml, graph),
+        ]
         if ".png" in endings:
             drawn = region_figure(image, clusterer, assignment=assignment, attention=attention)
-            save_figure(drawn, out / f"{name}.png")
+            files.append(functools.partial(save_figure, drawn))
+    write_together({out / f"{name}{ending}": write for ending, write in zip(endings, files, strict=True)})
     return data
 
 
@@ -192,13 +199,11 @@ def _run(
     endings: list[str],
 ) -> int:
     """Convert one after the other, report, and return how many failed."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # a file or a pipe has room
+    console, errors = screen(), screen(stderr=True)
     table = Table("image", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in ["size", "regions", "edges", "seconds"]:
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("written as", overflow="fold")
+    table.add_column("written as")
     failed = 0
     columns = [
         TextColumn("{task.description}"),
@@ -215,25 +220,37 @@ def _run(
             # what one image or one file can do wrong; a mistake in the program is not hidden
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 failed += 1
-                errors.print(Text(f"error: {_one_line(job, error)}"), style="red")
-                table.add_row(Text(job.label), Text("failed", style="red"))
+                stop = _meets_all(error, out)
+                ending = "; stopped here, as every other image would meet it too" if stop else ""
+                errors.print(f"error: {_said(job, error)}{ending}", style="red")
+                table.add_row(harmless(job.label), Text("failed", style="red"))
+                if stop:
+                    failed += len(jobs) - table.row_count
+                    break
             else:
                 cells = [f"{width} x {height}", f"{data.num_nodes:,}", f"{data.num_edges:,}"]
                 seconds = f"{time.perf_counter() - start:.2f}"
-                table.add_row(Text(job.label), *cells, seconds, Text(f"{job.name}.*"))
+                table.add_row(harmless(job.label), *cells, seconds, harmless(f"{job.name}.*"))
             bar.advance(task)
     console.print(table)
     done = len(jobs) - failed
     text = f"{done} graph{'' if done == 1 else 's'} in {out} ({', '.join(endings)})"
     text += f", {failed} image{'' if failed == 1 else 's'} failed" if failed else ""
-    console.print(Text(text), soft_wrap=True)
+    console.print(text)
     return failed
 
 
-def _one_line(job: Job, error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    path = str(job.image or job.label)
-    return text if path in text or str(job.attention) in text else f"{path}: {text}"
+def _said(job: Job, error: Exception) -> str:
+    text = one_line(error)
+    path = harmless(str(job.image or job.label))
+    return text if path in text or harmless(str(job.attention)) in text else f"{path}: {text}"
+
+
+def _meets_all(error: Exception, out: Path) -> bool:
+    """Say whether the next image's results will meet this error too: no room, or no right to write."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in NO_ROOM or (error.errno == errno.EACCES and not os.access(out, os.W_OK | os.X_OK))
 
 
 def _check_installed(figure: bool, graph_format: Format, *, sample: bool) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from hggraph._screen import screen
+from hggraph.cli._device import device_of
 
 __all__ = ["hs3"]
 
@@ -16,7 +18,6 @@ hs3 = typer.Typer(
     name="hs3",
     help="Hierarchical supervision (HS3): each tap of a network learns as many classes as it can tell apart.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
 )
 
 
@@ -99,28 +100,24 @@ def analyse(
     Written are groupings.yaml (which classes are merged), trade_off.png and curves.json (accuracy over the number of
     classes), and the recipe. The images that are analysed were neither trained nor validated on.
     """
-    try:
-        from hggraph.engine.hs3 import analyse_run
-    except ImportError as error:
-        raise typer.BadParameter(f'This needs Lightning ({error}): pip install "hggraph[all]"') from error
-    try:
-        plan = analyse_run(
-            run,
-            method=method.value,  # type: ignore[arg-type]  # one of the two
-            theta=theta,
-            ratio=ratio,
-            normalize=normalize.value,  # type: ignore[arg-type]
-            absent=absent.value,  # type: ignore[arg-type]
-            device=device,
-            out=out,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise typer.BadParameter(str(error)) from error
-    table = Table("tap", "classes", "mean IoU, %", "all classes, %", title=f"{plan.images} images analysed")
+    from hggraph.engine.hs3 import analyse_run  # Lightning takes seconds
+
+    plan = analyse_run(
+        run,
+        method=method.value,  # type: ignore[arg-type]  # one of the two
+        theta=theta,
+        ratio=ratio,
+        normalize=normalize.value,  # type: ignore[arg-type]
+        absent=absent.value,  # type: ignore[arg-type]
+        device=device_of(device, default="cpu"),
+        out=out,
+    )
+    table = Table("tap", "classes", "mean IoU, %", "all classes, %")
     for name, curve in plan.curves.items():
         at = curve.sizes.index(plan.chosen[name])
         table.add_row(name, str(plan.chosen[name]), f"{100 * curve.miou[at]:.1f}", f"{100 * curve.miou[-1]:.1f}")
     table.add_row("out", str(plan.output.sizes[-1]), f"{100 * plan.miou:.1f}", f"{100 * plan.miou:.1f}")
-    console = Console(soft_wrap=True)
+    console = screen()
+    console.print(f"{plan.images} images analysed")
     console.print(table)
-    console.print(f"The second phase: hggraph fit --config {plan.recipe}", highlight=False)
+    console.print(f"The second phase: hggraph fit --config {plan.recipe}")

@@ -1,4 +1,4 @@
-"""``hggraph info``: versions, devices, and which backend runs which operator."""
+"""``hggraph info``: versions, devices, which backend runs which operator, the networks and their options."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import platform
+from typing import Annotated
 
 import torch
-from rich.console import Console, Group
+import typer
+from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 import hggraph
 from hggraph import ops
+from hggraph._screen import screen
+from hggraph.cli._model import network_help, networks
 from hggraph.ops._library import missing_backend
 
 __all__ = ["show_info"]
@@ -46,21 +49,33 @@ PACKAGES = {
 }
 
 
-def show_info() -> None:
-    """Show versions, devices, and which backend runs each operator and why.
+def show_info(
+    network: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NETWORK",
+            help="Show what this network is and takes instead: hg_resnet. Without it they are listed.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show versions, devices, which backend runs each operator and why, and the networks there are.
 
-    Put this into a bug report.
+    Put this into a bug report. Of a NETWORK: each option with its type, its default and what it means.
     """
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # a file or a pipe has room
-    for title, table in [
+    console = screen()
+    if network is not None:
+        for line in network_help(network):
+            console.print(line)
+        return
+    for title, part in [
         ("Versions", _versions()),
         ("Devices", _devices()),
         ("Operators", _operators()),
+        ("Networks, of which `hggraph info NETWORK` shows the options", _networks()),
     ]:
-        console.print(Text(title, style="bold"))
-        console.print(table)
+        console.print(title, style="bold")
+        console.print(part)
         console.print()
 
 
@@ -77,7 +92,7 @@ def _versions() -> Table:
                 version += f' (pip install "hggraph[{extra}]")'
             elif package == "triton":
                 version += " (comes with PyTorch's GPU builds for Linux)"
-        table.add_row(package, Text(version))
+        table.add_row(package, version)
     return table
 
 
@@ -88,7 +103,7 @@ def _devices() -> Table:
         gpu = torch.cuda.get_device_properties(index)
         runtime = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
         about = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {runtime}"
-        table.add_row(f"cuda:{index}", Text(about))
+        table.add_row(f"cuda:{index}", about)
     if torch.cuda.device_count() == 0:
         table.add_row("gpu", "none: PyTorch finds no CUDA or ROCm device")
     return table
@@ -102,8 +117,14 @@ def _operators() -> Group:
         backends, why = zip(*(backend_on(device, name) for device in devices), strict=True)
         table.add_row(name, *backends)
         reasons |= {f"{device}: {reason}" for device, reason in zip(devices, why, strict=True) if reason}
-    lines = [Text(f"  why not Triton on {reason}") for reason in sorted(reasons)]
-    return Group(table, *lines)
+    return Group(table, *(f"  why not Triton on {reason}" for reason in sorted(reasons)))
+
+
+def _networks() -> Table:
+    table = _table()
+    for name, about in networks().items():
+        table.add_row(name, about)
+    return table
 
 
 def operator_names() -> list[str]:

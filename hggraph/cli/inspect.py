@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.text import Text
 from torch import Tensor
 
+from hggraph._screen import harmless, one_line, screen
+from hggraph.cli._device import device_of
+from hggraph.cli._errors import no_room
 from hggraph.cli.inputs import Job, plan_jobs
-from hggraph.data import list_images, load_image, load_labels
+from hggraph.data import list_images, load_labels, load_pixels
 from hggraph.viz import affinity_figure, error_figure, mask_figure, save_figure, unity_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hggraph.engine.trained import Trained
+    from hggraph.inference.trained import Trained
     from hggraph.metrics import LevelIoU
 
 __all__ = ["inspect_network"]
@@ -69,6 +70,9 @@ def inspect_network(
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.", show_default=False)
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import and run what a folder of your own names that hggraph does not know.")
+    ] = False,
 ) -> None:
     """Draw what a network's local distribution or pyramid does to images, and where a network is wrong.
 
@@ -84,7 +88,7 @@ def inspect_network(
     if importlib.util.find_spec("matplotlib") is None:
         raise typer.BadParameter('matplotlib is not installed; pictures need it: pip install "hggraph[viz]".')
     points = [_point(text) for text in point or ()]
-    trained = _load(network)
+    place, trained = device_of(device), _load(network, trust)
     draws = _drawing(trained.net, points)
     if not draws and labels is None:
         raise typer.BadParameter(
@@ -97,40 +101,38 @@ def inspect_network(
     endings = [f"_{kind}.png" for kind in (*draws, *(["errors"] if labels else []))]
     jobs = plan_jobs(images, out, endings, None)
     targets = [None] * len(jobs) if labels is None else _label_files(jobs, labels, out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"--out cannot be made: {error}") from error
+    out.mkdir(parents=True, exist_ok=True)
     levels = _level_metric(trained.net, ignore) if labels is not None else None
-    convert = _converter(trained, draws, out, ignore, device, levels)
-    console, failed = Console(stderr=True, soft_wrap=True), 0
+    convert = _converter(trained, draws, out, ignore, place, levels)
+    console, failed = screen(stderr=True), 0
     pairs = list(zip(jobs, targets, strict=True))
     for job, target in track(pairs, "drawing", console=console, transient=True, disable=not console.is_terminal):
         try:
             convert(job, target)
-        # what one image can do wrong; a mistake in the program is not hidden
+        # what one image can do wrong; a mistake in the program is not hidden, nor a full disk
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if no_room(error):
+                raise
             failed += 1
-            text = " ".join(str(error).split()) or type(error).__name__
-            named = str(job.image) in text or str(target) in text
-            console.print(Text(f"error: {text if named else f'{job.image}: {text}'}"), style="red")
+            text = one_line(error)
+            named = harmless(str(job.image)) in text or harmless(str(target)) in text
+            console.print(f"error: {text if named else f'{job.image}: {text}'}", style="red")
     if levels is not None and failed < len(jobs):
         names = trained.classes if len(trained.classes) == levels.num_classes else None
-        Console().print(levels.table(), levels.class_table(names))
-    console.print(Text(f"{len(jobs) - failed} of {len(jobs)} images: {out}"))
+        screen().print(levels.table(), levels.class_table(names))
+    console.print(f"{len(jobs) - failed} of {len(jobs)} images: {out}")
     if failed:
         raise typer.Exit(1)
 
 
-def _load(network: str) -> Trained:
-    try:
-        from hggraph.engine.trained import load_trained
-    except ImportError as error:
-        raise typer.BadParameter(f'This needs Lightning ({error}): pip install "hggraph[train,models]"') from error
-    try:
-        return load_trained(network)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise typer.BadParameter(f"NETWORK: {error}") from error
+def _load(network: str, trust: bool) -> Trained:
+    from hggraph.inference import load_trained
+
+    trained = load_trained(network, trust=trust)
+    if trained.task != "segmentation" or trained.preprocessing is None:
+        what = "does not say how images are prepared" if trained.preprocessing is None else f"is for {trained.task}"
+        raise typer.BadParameter(f"{network} {what}; what is drawn is of segmentation networks that say it.")
+    return trained
 
 
 def _point(text: str) -> Point:
@@ -180,10 +182,7 @@ def _spread(image: Tensor) -> list[Point]:
 
 def _label_files(jobs: list[Job], labels: Path, out: Path) -> list[Path]:
     """Return the label file of each image, before anything is computed."""
-    try:
-        found = list_images([labels])
-    except ValueError as error:
-        raise typer.BadParameter(f"--labels: {error}") from error
+    found = list_images([labels])
     written = {(out / f"{job.name}_errors.png").resolve() for job in jobs}
     for path in found:
         if path.resolve() in written:
@@ -201,30 +200,32 @@ def _converter(
     draws: dict[str, Callable[[Tensor, Any], Figure]],
     out: Path,
     ignore: int,
-    device: str | None,
+    device: torch.device,
     levels: LevelIoU | None,
 ) -> Callable[[Job, Path | None], None]:
     """Return what draws and writes the pictures of one image."""
-    from hggraph.data.augment import normalise
+    from hggraph.data.transforms import undo
     from hggraph.inference.predictor import Predictor, to_labels
 
     net: Any = trained.net
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = Predictor(net, device=where)
+    predictor, prepare = Predictor(net, device=device), trained.preprocessing
+    assert prepare is not None
 
     def convert(job: Job, labels: Path | None) -> None:
         assert job.image is not None
-        image = load_image(job.image)
-        x = normalise(image, list(trained.mean), list(trained.std))[None]
-        found: Any = net.inspect(x.to(where))[0] if draws else None
-        figures = {kind: draw(image, found) for kind, draw in draws.items()}
+        pixels = load_pixels(job.image)
+        sample, image = prepare({"image": pixels}), pixels.float() / 255
+        x, own = sample["image"][None], (image.shape[1], image.shape[2])
+        found: Any = net.inspect(x.to(device))[0] if draws else None
+        seen = undo(image, own, sample["shown"])  # the photo as the network gets it
+        figures = {kind: draw(seen, found) for kind, draw in draws.items()}
         if labels is not None:
-            probabilities = predictor(x)
-            target = _targets(labels, (image.shape[1], image.shape[2]), max(probabilities.shape[1], 2), ignore)
+            probabilities = predictor(x, undo=lambda maps: undo(maps, sample["shown"], own))
+            target = _targets(labels, own, max(probabilities.shape[1], 2), ignore)
             predicted = to_labels(probabilities)[0]
             figures["errors"] = error_figure([image], [target], [predicted], names=[job.name], ignore_index=ignore)
             if levels is not None:
-                predictions, decided = found.at_pixels(net.threshold, (image.shape[1], image.shape[2]))
+                predictions, decided = found.at_pixels(net.threshold, own)
                 levels.update(predictions, decided, target[None])
         for kind, figure in figures.items():  # once all are drawn
             save_figure(figure, out / f"{job.name}_{kind}.png")

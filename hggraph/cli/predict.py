@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hggraph._files import unique_names
+from hggraph._screen import harmless, one_line, screen
+from hggraph.cli._device import device_of
 
 if TYPE_CHECKING:
-    from hggraph.engine.trained import Trained
     from hggraph.inference.predictor import Predictor
 
 __all__ = ["predict"]
-
-_RASTERS = (".tif", ".tiff", ".vrt", ".jp2")
 
 
 def predict(
@@ -27,7 +27,8 @@ def predict(
         typer.Argument(
             metavar="IMAGE|FOLDER|RASTER",
             exists=True,
-            help="Images and folders of them; .tif, .vrt and .jp2 with a georeference become GeoTIFFs.",
+            help="Images, rasters and folders of them. Rasters are .vrt, .jp2, what has a georeference, and TIFFs of "
+            "other bands than a photo's; any file that GDAL reads if an option for rasters is given.",
             show_default=False,
         ),
     ],
@@ -48,7 +49,9 @@ def predict(
         list[float] | None, typer.Option(metavar="S", help="Average over sizes: --scale 0.75 --scale 1 --scale 1.25.")
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
-    overlay: Annotated[bool, typer.Option(help="Write the labels over the photo too.")] = True,
+    overlay: Annotated[
+        bool | None, typer.Option(help="Write the labels over the photo too, as images have it without the option.")
+    ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities too.")] = False,
     regions: Annotated[bool, typer.Option("--regions", help="Write the network's region graphs too.")] = False,
     bands: Annotated[
@@ -56,67 +59,70 @@ def predict(
         typer.Option(metavar="N", min=1, help="A raster's bands for the network, in order: --bands 4 --bands 3."),
     ] = None,
     full_scale: Annotated[
-        float | None, typer.Option(metavar="X", help="A raster's number that is 1, such as 10000 for reflectances.")
+        float | None, typer.Option(metavar="X", help="A raster's number that is 1: 10000 for reflectances.")
     ] = None,
     nodata: Annotated[
-        float | None, typer.Option(metavar="X", help="A raster's number for no data, if the file does not say it.")
+        float | None, typer.Option(metavar="X", help="A raster's number for no data, in place of the file's.")
     ] = None,
     bounds: Annotated[
         tuple[float, float, float, float] | None,
         typer.Option(metavar="LEFT BOTTOM RIGHT TOP", help="Part of a raster, in its coordinates."),
     ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Images of one size, or windows, in the network at once."),
+    ] = 4,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; the best without.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import and run what a folder of your own names that hggraph does not know.")
+    ] = False,
 ) -> None:
-    """Predict the class of every pixel with a trained network.
+    """Predict photos and rasters with a trained network, as it was evaluated.
 
-    Writes labels/NAME.png in the classes' colours and overlay/NAME.png into --out. An image that cannot be used is
-    reported and skipped, and the exit code is 1. Rasters are read and written in windows: of any size, in constant
-    memory, with their georeference.
+    Writes labels/NAME.png in the classes' colours and overlay/NAME.png into --out, where classes that are black stay
+    unpainted; with a detector or a classifier overlay/NAME.png and, for all images, predictions.json in COCO's format.
+    An image that cannot be used is reported and skipped, and the exit code is 1. Rasters are read and written in
+    windows: of any size, in constant memory, with their georeference, as NAME.tif.
     """
-    try:
-        from hggraph.inference.folder import predict_folder
-        from hggraph.inference.predictor import Predictor
-    except ImportError as error:
+    from hggraph.inference import Predictor, load_trained, predict_folder
+
+    special = {"bands": bands or None, "full_scale": full_scale, "nodata": nodata, "bounds": bounds}
+    rasters, others = _sort(images, [name for name, value in special.items() if value is not None])
+    if rasters and (regions or overlay):
         raise typer.BadParameter(
-            f'Prediction needs Lightning ({error}): pip install "hggraph[train,models]"'
-        ) from error
-    trained = _load(model)
-    where = device or _best_device()
+            f"--{'regions' if regions else 'overlay'} is for images: of a raster, here {rasters[0]}, only labels and "
+            f"probabilities are written. Leave it out, or predict the images by themselves."
+        )
+    if overlap is not None and window is None and not rasters:
+        raise typer.BadParameter("--overlap is of windows, and images are taken whole: give --window too.")
+    results = _name_results(rasters, others, out, probabilities)
+    place = device_of(device)
     predictor = Predictor(
-        trained.net,
+        load_trained(model, trust=trust),
         window=window,
         overlap=0.5 if overlap is None else overlap,
         scales=tuple(scale or (1.0,)),
         flip=flip,
-        device=where,
+        batch_size=batch_size,
+        device=place,
     )
-    console = Console(stderr=True)
-    rasters = [path for path in images if _is_raster(path)]
-    options = {
+    options = special | {
         "window": window or 1024,
         "overlap": 0.125 if overlap is None else overlap,
-        "bands": bands or None,
-        "full_scale": full_scale,
-        "nodata": nodata,
-        "bounds": bounds,
         "probabilities": probabilities,
     }
-    names = unique_names(rasters)
+    console = screen(stderr=True)
     failed = sum(
-        not _predict_raster(predictor, trained, path, out / f"{name}.tif", options, console)
-        for path, name in zip(rasters, names, strict=True)
+        not _predict_raster(predictor, path, result, options, console)
+        for path, result in zip(rasters, results, strict=True)
     )
-    others = [path for path in images if path not in rasters]
     if others:
         done = predict_folder(
             predictor,
             others,
             out,
-            mean=trained.mean,
-            std=trained.std,
-            palette=trained.palette or None,
             probabilities=probabilities,
-            overlay=overlay,
+            overlay=overlay is not False,
             regions=regions,
             console=console,
         )
@@ -126,50 +132,39 @@ def predict(
         raise typer.Exit(1)
 
 
-def _load(model: str) -> Trained:
-    from hggraph.engine.trained import load_trained
+def _sort(paths: Sequence[Path], given: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Sort what is named into rasters and images; refuse options for rasters, `given`, where there is none."""
+    from hggraph.inference.sorting import sort_inputs
 
-    try:
-        return load_trained(model)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(f"--model: {error}") from error
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    rasters, images = sort_inputs(paths, rasters=bool(given))
+    if given and not rasters:
+        option = given[0].replace("_", "-")
+        raise typer.BadParameter(f"--{option} is for rasters, and GDAL reads none of what is given, first {images[0]}.")
+    return rasters, images
 
 
-def _is_raster(path: Path) -> bool:
-    """Say whether a file has a georeference."""
-    if path.suffix.lower() not in _RASTERS or importlib.util.find_spec("rasterio") is None:
-        return False
-    import warnings
-
-    import rasterio
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files without a georeference: they are images
-        try:
-            with rasterio.open(path) as source:
-                return source.crs is not None or not source.transform.is_identity
-        except rasterio.errors.RasterioIOError:
-            return False
+def _name_results(rasters: Sequence[Path], images: Sequence[Path], out: Path, probabilities: bool) -> list[Path]:
+    """Return the GeoTIFF of each raster; refuse names that stand for two files."""
+    results = [out / f"{name}.tif" for name in unique_names(rasters)]
+    written = [*results, *(path.with_stem(f"{path.stem}_probabilities") for path in results if probabilities)]
+    taken = {path.resolve() for path in (*rasters, *images)}
+    for path in written:
+        if path.resolve() in taken:
+            raise typer.BadParameter(f"{path} would be written over another file; choose another --out or name.")
+        taken.add(path.resolve())
+    return results
 
 
 def _predict_raster(
     predictor: Predictor,
-    trained: Trained,
     path: Path,
     out: Path,
     options: dict[str, Any],
     console: Console,
 ) -> bool:
-    """Predict a raster with a progress bar; report a failure and return False."""
+    """Predict a raster with a progress bar; report a failure and return False, or stop if others would fail alike."""
     from hggraph.inference.raster import predict_raster
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -177,20 +172,22 @@ def _predict_raster(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(path.name, total=None)
+        task = bar.add_task(escape(harmless(path.name)), total=None)
         try:
+            out.parent.mkdir(parents=True, exist_ok=True)
             written = predict_raster(
                 predictor,
                 path,
                 out,
-                mean=trained.mean,
-                std=trained.std,
-                palette=trained.palette or None,
                 **options,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        except (ValueError, OSError) as error:
-            console.print(f"{path}: {error}")
+        except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+            text = one_line(error)
+            console.print(f"error: {text if str(path) in text else f'{path}: {text}'}", style="red")
+            if isinstance(error, (OSError, ImportError)):  # rasters that cannot be read are a ValueError
+                raise typer.Exit(1) from error
             return False
-    console.print(f"{written.size[1]} x {written.size[0]} pixels in {written.seconds:.0f} s: {written.labels}")
+    line = f"{written.size[1]} x {written.size[0]} pixels in {written.seconds:.0f} s: {written.labels}"
+    console.print(line)
     return True

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from hggraph._screen import screen
+
 __all__ = ["publish_run"]
 
 
 def publish_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `hggraph fit`.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the three files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the four files.")],
     *,
     description: Annotated[str, typer.Option(metavar="TEXT", help="A paragraph for the card.")] = "",
     license_id: Annotated[
@@ -21,15 +23,10 @@ def publish_run(
 ) -> None:
     """Write the best network of a run as safetensors, with its configuration and a model card.
 
-    The card's figures are those of results-test.json or results-val.json of the run: evaluate first. The folder is what
-    hggraph.models.from_pretrained and `hggraph predict --model` take.
+    The card's figures are those that `hggraph validate` and `test` have measured of these weights: evaluate first. The
+    folder is what hggraph.models.from_pretrained and `hggraph predict --model` take. Nothing in RUN is imported or run.
     """
-    try:
-        from hggraph.engine.trained import publish
-    except ImportError as error:
-        raise typer.BadParameter(f'This needs Lightning ({error}): pip install "hggraph[train,models]"') from error
-    try:
-        publish(run, out, description=description, license_id=license_id)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(f"Published: {out}")
+    from hggraph.models.pretrained import publish
+
+    publish(run, out, description=description, license_id=license_id)
+    screen().print(f"Published: {out}")

@@ -5,6 +5,7 @@ from hggraph._files import write_atomically as write_atomically
 from hggraph.data.archives import download as download
 from hggraph.data.archives import extract as extract
 from hggraph.data.archives import sha256_of as sha256_of
+from hggraph.data.archives import unpacked as unpacked
 from hggraph.data.box_transforms import BoxTrainTransform as BoxTrainTransform
 from hggraph.data.bsds import BSDS500 as BSDS500
 from hggraph.data.class_transforms import ClassEvalTransform as ClassEvalTransform

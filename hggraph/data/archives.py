@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
-import bz2
 import filecmp
-import gzip
 import hashlib
 import http.client
-import lzma
 import os
+import re
 import secrets
 import shutil
-import stat
-import tarfile
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from hggraph._files import write_atomically
+from hggraph.data._unpack import Budget, unpack
 from hggraph.data.mask_reader import DatasetError
 
-__all__ = ["download", "extract", "sha256_of"]
+__all__ = ["download", "extract", "sha256_of", "unpacked"]
 
 _CHUNK = 1 << 20
-_SMALL = 64 << 20  # bytes that an archive may unpack to whatever its compression ratio
+_NAMED = re.compile(r"(.+)\.(zip|tar|tgz|tbz2|txz|tar\.(gz|bz2|xz))", re.IGNORECASE)
+_MARK = ".unpacked"
+
+
+def unpacked(root: str | Path) -> Path:
+    """Return the folder that a data set's root stands for: itself, or the content of an archive.
+
+    ``data/photos.tar.gz`` is unpacked into ``data/photos`` when it is first asked for, whole or not at all, and what
+    is there is used again. ``data/photos.tar.gz/a/b`` stands for the folder ``a/b`` in the archive.
+
+    Args:
+        root: A folder; or a file that ends in .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tbz2, .tar.xz or .txz, or a folder
+            inside such a file. Anything else is returned as it is.
+
+    Raises:
+        DatasetError: as `extract` does, or if the folder's name is taken by something else.
+        OSError: if the disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile, zipfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     with zipfile.ZipFile(f"{root}/photos.zip", "w") as file:
+        ...         file.writestr("train/a.txt", "content")
+        ...     (unpacked(f"{root}/photos.zip/train") / "a.txt").read_text()
+        'content'
+    """
+    root = Path(root).expanduser()
+    archive = next((path for path in (root, *root.parents) if path.is_file()), root)
+    match = _NAMED.fullmatch(archive.name)
+    if match is None or not archive.is_file():
+        return root
+    folder = archive.with_name(match[1])
+    status = archive.stat()
+    mark = f"{archive.name} {status.st_size} {status.st_mtime_ns}"
+    if not folder.exists():
+        temporary = archive.with_name(f".{secrets.token_hex(4)}.tmp")
+        try:
+            extract(archive, temporary)
+            (temporary / _MARK).write_text(mark)
+            if not folder.exists():  # another process may have been faster
+                temporary.rename(folder)
+        except OSError:
+            if not (folder / _MARK).is_file():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if not (folder / _MARK).is_file() or (folder / _MARK).read_text() != mark:
+        raise DatasetError(
+            f"{folder} is there already and is not what {archive} holds now; remove it, or give it as the root."
+        )
+    return folder / root.relative_to(archive)
 
 
 def extract(
@@ -55,16 +99,19 @@ def extract(
         The files and folders of the archive's top level, in `folder`, sorted.
 
     Raises:
-        DatasetError: if the archive cannot be read or is encrypted; if it has links, devices, absolute paths or
-            paths with ``..``; if it passes one of the limits; if something else of a name is there already (the same
-            file may be). Nothing stays unpacked then.
+        DatasetError: if the archive cannot be read, is cut off, damaged or encrypted; if it has links, devices, sparse
+            files, absolute paths or paths with ``..``; if it passes one of the limits; if something else of a name is
+            there already (the same file may be). Nothing stays unpacked then.
         OSError: if the disk is full or the folder cannot be written.
 
     Note:
-        A process that is killed outright leaves a hidden folder ``.<8 hex digits>.tmp`` in `folder`.
+        Every checksum that the format has is checked to its end: of each file in a zip, of the whole stream of gzip,
+        bzip2 and xz. A plain tar has checksums of its headers alone: a changed bit in a file's content passes there, so
+        compare the archive's own hash (`sha256_of`). A process that is killed outright leaves a hidden folder
+        ``.<8 hex digits>.tmp`` in `folder`.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, zipfile
         >>> with tempfile.TemporaryDirectory() as root:
         ...     with zipfile.ZipFile(f"{root}/masks.zip", "w") as file:
         ...         file.writestr("masks/a.txt", "content")
@@ -78,22 +125,9 @@ def extract(
         raise DatasetError(f"{archive}: expected an archive, got {'a folder' if archive.is_dir() else 'no file'}.")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{secrets.token_hex(4)}.tmp"
-    budget = _Budget(archive, max_bytes, max_files, max_ratio)
     try:
         temporary.mkdir()
-        try:
-            if zipfile.is_zipfile(archive):
-                _unpack_zip(archive, temporary, budget)
-            else:
-                _unpack_tar(archive, temporary, budget)
-        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise budget.error(f"a file and a folder of one name ({error})") from error
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's; gzip and bz2 give no number
-                raise
-            raise DatasetError(
-                f"{archive}: expected a whole zip or tar archive, got {error}; fetch it again."
-            ) from error
+        unpack(archive, temporary, Budget(archive, max_bytes, max_files, max_ratio))
         return _move_in(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -169,101 +203,6 @@ def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Budget:
-    """Counts what is unpacked and stops at the limits."""
-
-    def __init__(self, archive: Path, max_bytes: int, max_files: int, max_ratio: float) -> None:
-        self.archive, self.max_bytes, self.max_files = archive, max_bytes, max_files
-        self.max_unpacked = max(_SMALL, int(max_ratio * archive.stat().st_size))
-        self.max_ratio = max_ratio
-        self.bytes = self.files = 0
-
-    def add_file(self) -> None:
-        self.files += 1
-        if self.files > self.max_files:
-            raise self.error(f"more than {self.max_files:,} files")
-
-    def add_bytes(self, count: int) -> None:
-        self.bytes += count
-        if self.bytes > self.max_bytes:
-            raise self.error(f"more than {self.max_bytes:,} bytes")
-        if self.bytes > self.max_unpacked:
-            raise self.error(f"more than {self.max_ratio:g} bytes unpacked for each of its own")
-
-    def error(self, found: str) -> DatasetError:
-        return DatasetError(f"{self.archive}: expected an archive of data, got {found}; nothing was unpacked.")
-
-    def target(self, folder: Path, name: str) -> Path:
-        """Return where a file of this name goes, inside the folder."""
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or parts[0] == "/" or ".." in parts or PureWindowsPath(name).drive or "\0" in name:
-            raise self.error(f"a path that leads out of it, {name!r}")
-        target = folder.joinpath(*parts)
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise self.error(f"a path that leads out of it, {name!r}")
-        return target
-
-
-class _Counted:
-    """Reads a stream of an archive, of which each byte counts."""
-
-    def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
-        self.stream, self.budget = stream, budget
-
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        self.budget.add_bytes(len(data))
-        return data
-
-
-def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:
-    with zipfile.ZipFile(archive) as file:
-        for info in file.infolist():
-            budget.add_file()
-            target = budget.target(folder, info.filename)
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise budget.error(f"a link or device, {info.filename!r}")
-            if info.flag_bits & 1:
-                raise budget.error(f"an encrypted file, {info.filename!r}")
-            if info.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            try:
-                with file.open(info) as stream:
-                    _copy(_Counted(stream, budget), target)
-            except NotImplementedError as error:
-                raise budget.error(f"a compression that Python does not know, of {info.filename!r}") from error
-
-
-def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
-    openers: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-    with archive.open("rb") as file:
-        head = file.read(6)
-    opener = next((opener for magic, opener in openers.items() if head.startswith(magic)), None)
-    with archive.open("rb") if opener is None else opener(archive) as stream:
-        counted: Any = _Counted(stream, budget)
-        with tarfile.open(fileobj=counted, mode="r|") as file:  # a stream: nothing is read twice or ahead
-            for member in file:
-                budget.add_file()
-                if not (member.isreg() or member.isdir()):
-                    raise budget.error(f"a link or device, {member.name!r}")
-                if member.isdir() and not PurePosixPath(member.name).parts:
-                    continue  # "./"
-                budget.target(folder, member.name)
-                try:
-                    file.extract(member, folder, filter="data")
-                except tarfile.FilterError as error:
-                    raise budget.error(f"{error}") from error
-
-
-def _copy(stream: _Counted, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        while data := stream.read(_CHUNK):
-            file.write(data)
 
 
 def _move_in(temporary: Path, folder: Path) -> list[Path]:

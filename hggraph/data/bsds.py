@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hggraph.data.image import load_pixels
-from hggraph.data.layout import check_split, files_in, layout_error, pair
+from hggraph.data.layout import by_name, check_split, files_in, layout_error, pair
 from hggraph.data.mask_reader import IGNORE, DatasetError, MaskReader
 from hggraph.data.scenes import load_mat
 from hggraph.data.segmentation import SegmentationDataset, Transform, figure_of
@@ -115,8 +115,9 @@ segmentation/100075.npz       an array `segmentation` (annotators, H, W), number
         check_split("BSDS500", split, ["train", "val", "all"] if flat else list(self.PUBLISHED))
         part, end = ("", ".npz") if flat else (split, ".mat")
         mask_folder = base / ("segmentation" if flat else "groundTruth") / part
-        images = {path.stem: path for path in files_in(base / "images" / part)}
-        masks = {path.stem: path for path in files_in(mask_folder, [end])}
+        image_folder = base / "images" / part
+        images = by_name(files_in(image_folder), image_folder)
+        masks = by_name(files_in(mask_folder, [end]), mask_folder)
         if not images or not masks:
             raise layout_error("BSDS500", root, self.LAYOUT.replace("SPLIT", split))
         pairs, extra = pair(images, masks, lambda name: mask_folder / f"{name}{end}")

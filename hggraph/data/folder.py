@@ -9,11 +9,10 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 
 from hggraph.data.image import SUFFIXES, ImageError, image_size, load_pixels
-from hggraph.data.layout import class_names, files_in, layout_error, pair
+from hggraph.data.layout import by_name, class_names, files_in, layout_error, pair
 from hggraph.data.mask_reader import (
     BrightnessReader,
     ColorReader,
-    DatasetError,
     LabelReader,
     MaskReader,
     raise_problems,
@@ -90,12 +89,12 @@ class FolderDataset(SegmentationDataset):
             found, other = [[path for path in found if (path.suffix.lower() == ".png") == png] for png in (False, True)]
         elif together and mask_end:
             found = [path for path in found if not path.stem.endswith(mask_end)]
-        by_name = _by_name(found, image_folder, image_end)
-        if not by_name:
+        named = by_name(found, image_folder, image_end)
+        if not named:
             raise layout_error(type(self).__name__, base, layout)
         pairs, extra = pair(
-            by_name,
-            _by_name([path for path in other if not together or path not in found], mask_folder, mask_end),
+            named,
+            by_name([path for path in other if not together or path not in found], mask_folder, mask_end),
             lambda name: mask_folder / f"{name}{mask_end}.png",
         )
         super().__init__(
@@ -104,7 +103,7 @@ class FolderDataset(SegmentationDataset):
             _reader(masks_are, labels, len(classes), palette),
             palette=palette,
             transform=transform,
-            names=list(by_name),
+            names=list(named),
             extra=extra,
         )
 
@@ -193,19 +192,6 @@ class ClassFolder(Dataset[dict[str, Any]]):
 
 def _is_image(path: str) -> bool:
     return Path(path).suffix.lower() in SUFFIXES and not Path(path).name.startswith(".")
-
-
-def _by_name(paths: Sequence[Path], folder: Path, end: str) -> dict[str, Path]:
-    """Return files by their path in the folder, without suffix and `end`; those with another end are left out."""
-    named: dict[str, Path] = {}
-    for path in paths:
-        if not path.stem.endswith(end):
-            continue
-        name = path.relative_to(folder).with_name(path.stem.removesuffix(end)).as_posix()
-        if name in named:
-            raise DatasetError(f"{path} and {named[name].name} have one name; which is meant? Remove one of them.")
-        named[name] = path
-    return named
 
 
 def _reader(

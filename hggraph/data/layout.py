@@ -9,7 +9,7 @@ from pathlib import Path
 from hggraph.data.image import SUFFIXES
 from hggraph.data.mask_reader import DatasetError
 
-__all__ = ["check_split", "class_names", "files_in", "layout_error", "pair", "read_list"]
+__all__ = ["by_name", "check_split", "class_names", "files_in", "layout_error", "pair", "read_list"]
 
 
 def class_names(name: str, root: Path, split: str | None, layout: str) -> tuple[tuple[str, ...], list[str]]:
@@ -45,6 +45,26 @@ def files_in(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, deep: bool = F
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
+
+
+def by_name(paths: Iterable[Path], folder: Path, end: str = "") -> dict[str, Path]:
+    """Return files by their path in a folder, without suffix and `end`; those with another end are left out.
+
+    Raises:
+        DatasetError: if two have one name, such as ``a.jpg`` and ``a.png``: it is not said which is meant.
+
+    Example:
+        >>> by_name([Path("masks/a_L.png"), Path("masks/a.png")], Path("masks"), "_L")
+        {'a': PosixPath('masks/a_L.png')}
+    """
+    named: dict[str, Path] = {}
+    for path in paths:
+        if path.stem.endswith(end) and path.stem != end:
+            name = path.relative_to(folder).with_name(path.stem.removesuffix(end)).as_posix()
+            if name in named:
+                raise DatasetError(f"{path} and {named[name].name} have one name; which is meant? Remove one of them.")
+            named[name] = path
+    return named
 
 
 def read_list(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from hggraph.data._decode import check_lossless
 from hggraph.data.image import image_size, load_brightness, load_labels, load_pixels
 from hggraph.data.palettes import Color
 
@@ -45,7 +46,7 @@ class MaskReader(ABC):
 
 
 class LabelReader(MaskReader):
-    """Reads masks whose pixels are numbers: 8 or 16 bits, or indices of a palette.
+    """Reads masks whose pixels are whole numbers, of any depth, or indices of a palette; see `load_labels`.
 
     Args:
         table: Number in the file -> class, or 255 for pixels that do not count. A number without an entry is an error.
@@ -92,7 +93,7 @@ class LabelReader(MaskReader):
 
 
 class ColorReader(MaskReader):
-    """Reads masks whose pixels are the colours of classes.
+    """Reads masks whose pixels are the colours of classes, of files whose compression changes no colours.
 
     Args:
         table: Colour -> class, or 255 for pixels that do not count.
@@ -109,6 +110,7 @@ class ColorReader(MaskReader):
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
         """Return the classes of an image in colours."""
+        check_lossless(path)
         codes = _code(load_pixels(path).permute(1, 2, 0).numpy())
         at = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         wrong = self._codes[at] != codes
@@ -124,24 +126,26 @@ class ColorReader(MaskReader):
 
 
 class BrightnessReader(MaskReader):
-    """Reads masks in black and white: class 1 from a brightness on, else 0.
+    """Reads masks in black and white: class 1 from half of white on, else 0.
 
     Args:
-        threshold: The least brightness of class 1, from 1 to 255.
+        faintest: Least brightness, in [0, 1], that the brightest pixel of a mask has where it is not all black. A
+            darker mask holds numbers or colours, which would all count as black, and is refused.
     """
 
-    def __init__(self, threshold: int = 128) -> None:
-        self.threshold = threshold
+    def __init__(self, faintest: float = 0.5) -> None:
+        self.faintest = faintest
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
         """Return 0 where a picture is dark, 1 where it is bright."""
-        brightness = load_brightness(path)
-        if brightness.max(initial=0) == 1:
+        brightness = load_brightness(path).numpy()
+        brightest = float(brightness.max(initial=0))
+        if 0 < brightest < self.faintest:
             raise DatasetError(
-                f"{path}: expected black and white from 0 to 255, got 0 and 1, which would all count as black; "
-                "multiply the masks by 255."
+                f"{path}: expected black and white, got nothing brighter than {brightest:.2g} of white, which would "
+                "all count as black; store masks as 0 and 255, or read them as labels or colours."
             )
-        return (brightness >= self.threshold).astype(np.uint8)
+        return (brightness >= 0.5).astype(np.uint8)
 
 
 def raise_problems(where: str, problems: Sequence[str]) -> None:

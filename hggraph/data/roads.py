@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hggraph.data.layout import check_split, files_in, layout_error, pair, read_list
+from hggraph.data.layout import by_name, check_split, files_in, layout_error, pair, read_list
 from hggraph.data.mask_reader import BrightnessReader, DatasetError
 from hggraph.data.palettes import BINARY_COLORS
 from hggraph.data.segmentation import SegmentationDataset, Transform
@@ -59,8 +59,7 @@ test/9_sat.jpg      without masks; not needed
         check_split("DeepGlobeRoads", split, list(self.PUBLISHED))
         labelled = not split.startswith("unlabelled-")
         folder = Path(root, "train" if labelled else split.removeprefix("unlabelled-"))
-        images = {path.stem.removesuffix("_sat"): path for path in files_in(folder) if path.stem.endswith("_sat")}
-        masks = {path.stem.removesuffix("_mask"): path for path in files_in(folder) if path.stem.endswith("_mask")}
+        images, masks = (by_name(files_in(folder), folder, end) for end in ("_sat", "_mask"))
         if not images or (labelled and not masks):
             raise layout_error("DeepGlobeRoads", Path(root), self.LAYOUT)
         published = self.PUBLISHED[split] if held_out is None or split == "trainval" or not labelled else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hggraph.data.layout import check_split, files_in, layout_error, pair
+from hggraph.data.layout import by_name, check_split, files_in, layout_error, pair
 from hggraph.data.mask_reader import BrightnessReader
 from hggraph.data.palettes import BINARY_COLORS
 from hggraph.data.segmentation import SegmentationDataset, Transform
@@ -31,6 +31,8 @@ class SaliencyDataset(SegmentationDataset):
         DatasetError: if none of the folders is there; the text shows those expected and those found.
     """
 
+    READ_MASK = BrightnessReader()
+
     def __init__(
         self,
         name: str,
@@ -43,17 +45,16 @@ class SaliencyDataset(SegmentationDataset):
         tried = [*folders, *_OTHERS]
         there = [(root / image, root / mask) for image, mask in tried]
         images, masks = next((both for both in there if both[0].is_dir() and both[1].is_dir()), there[0])
-        found = {path.stem: path for path in files_in(images)}
+        found = by_name(files_in(images), images)
         if not found or not masks.is_dir():
             published_names = "\n".join(f"{image}/NAME.jpg (or .png)\n{mask}/NAME.png" for image, mask in folders)
             others = ", ".join(f"{image}/ and {mask}/" for image, mask in _OTHERS)
             raise layout_error(name, root, f"{published_names}\nor {others}")
-        by_name = {path.stem: path for path in files_in(masks)}
-        pairs, extra = pair(found, by_name, lambda stem: masks / f"{stem}.png")
+        pairs, extra = pair(found, by_name(files_in(masks), masks), lambda stem: masks / f"{stem}.png")
         super().__init__(
             pairs,
             ["background", "salient object"],
-            BrightnessReader(),
+            self.READ_MASK,
             palette=BINARY_COLORS,
             transform=transform,
             extra=extra,
@@ -105,6 +106,7 @@ class PascalS(_TestSet):
     """
 
     NAME, PUBLISHED = "PASCAL-S", 850
+    READ_MASK = BrightnessReader(faintest=1 / 12)  # an object that one of twelve people chose
     FOLDERS = (("datasets/imgs/pascal", "datasets/masks/pascal"), ("imgs/pascal", "masks/pascal"))
 
 

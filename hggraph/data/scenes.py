@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hggraph.data.layout import check_split, files_in, layout_error, pair, read_list
+from hggraph.data.layout import by_name, check_split, files_in, layout_error, pair, read_list
 from hggraph.data.mask_reader import IGNORE, DatasetError, LabelReader
 from hggraph.data.palettes import ADE20K as ADE20K_CLASSES
 from hggraph.data.palettes import ADE20K_COLORS, COCO_STUFF_LABELS, NYU_40, NYU_40_COLORS, PASCAL_CONTEXT, voc_colors
@@ -97,8 +97,8 @@ release_test/testing/ADE_test_00000001.jpg  for the split test alone
             base = _inside(Path(root), ["ADEChallengeData2016"])
             part = "training" if split == "train" else "validation"
             folder, mask_folder = base / "images" / part, base / "annotations" / part
-        images = {path.stem: path for path in files_in(folder)}
-        masks = {} if mask_folder is None else {path.stem: path for path in files_in(mask_folder, [".png"])}
+        images = by_name(files_in(folder), folder)
+        masks = {} if mask_folder is None else by_name(files_in(mask_folder, [".png"]), mask_folder)
         if not images or (mask_folder is not None and not masks):
             raise layout_error("ADE20K", Path(root), self.LAYOUT)
         pairs, extra = _pairs(images, masks, mask_folder)
@@ -195,8 +195,9 @@ annotations/val2017/000000000139.png
     def __init__(self, root: str | Path, split: str = "train", *, transform: Transform | None = None) -> None:
         check_split("CocoStuff", split, list(self.PUBLISHED))
         folder, mask_folder = Path(root, "images", f"{split}2017"), Path(root, "annotations", f"{split}2017")
-        images = {path.stem: path for path in files_in(folder)}
-        masks = {path.stem: path for path in files_in(mask_folder, [".png"]) if path.stem.isdigit()}  # none converted
+        images = by_name(files_in(folder), folder)
+        masks = by_name(files_in(mask_folder, [".png"]), mask_folder)
+        masks = {name: path for name, path in masks.items() if name.isdigit()}  # none converted
         if not images or not masks:
             raise layout_error("CocoStuff", Path(root), self.LAYOUT)
         pairs, extra = _pairs(images, masks, mask_folder)
@@ -278,8 +279,8 @@ SPLIT/labels_40/0003.png
         listed = (root / "RGB").is_dir() and (root / f"{split}.txt").is_file()
         folder = root / "RGB" if listed else root / split / "rgb"
         mask_folder = root / "Label" if listed else root / split / "labels_40"
-        images = {path.stem: path for path in files_in(folder)}
-        masks = {path.stem: path for path in files_in(mask_folder, [".png"])}
+        images = by_name(files_in(folder), folder)
+        masks = by_name(files_in(mask_folder, [".png"]), mask_folder)
         if not images or not masks:
             raise layout_error("NYUDepthV2", root, self.LAYOUT.replace("SPLIT", split))
         if listed:

@@ -34,7 +34,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         palette: A colour for each class; those of PASCAL VOC by default.
         transform: Takes a sample and returns another, for example one of torchvision's ``transforms.v2``.
         names: A name for each image, unique; by default the file's stem.
-        extra: Masks that were found without an image, which `check` tells.
+        extra: Masks that were found without an image, as in some published copies; ``check(complete=True)`` tells them.
         published: Number of images that were published.
 
     An item is a dict: ``"image"``, a ``tv_tensors.Image`` of bytes ``(3, H, W)``; ``"mask"``, a ``tv_tensors.Mask`` of
@@ -126,15 +126,17 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         Args:
             labels: Decode every image and mask too: finds damaged files and labels outside the classes.
             sizes: Compare the sizes in the headers; False looks at names alone, for a quick look at large sets.
-            complete: Expect as many images as were published.
+            complete: Expect as many images as were published, and no mask without an image.
 
         Raises:
-            DatasetError: if an image or a mask is missing, a mask has no image or another size, or a label is none of
-                the classes; the text names the first 10 problems and says how many there are.
+            DatasetError: if an image or a mask is missing, a mask has another size, or a label is none of the classes;
+                the text names the first 10 problems and says how many there are.
         """
-        problems = [f"{path}: a mask without an image" for path in self.extra]
-        if complete and self.published not in (None, len(self)):
-            problems.insert(0, f"expected {self.published:,} images, as published, got {len(self):,}")
+        problems = []
+        if complete:
+            problems = [f"{path}: a mask without an image" for path in self.extra]
+            if self.published not in (None, len(self)):
+                problems.insert(0, f"expected {self.published:,} images, as published, got {len(self):,}")
         for index, (image, mask) in enumerate(self.pairs):
             missing = [path for path in (image, mask) if path is not None and not path.is_file()]
             problems += [f"{path}: missing, the {'image' if path is image else 'mask'}" for path in missing]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hggraph.data.layout import check_split, files_in, layout_error, pair
+from hggraph.data.layout import by_name, check_split, files_in, layout_error, pair
 from hggraph.data.mask_reader import IGNORE, ColorReader, DatasetError, LabelReader
 from hggraph.data.palettes import CAMVID, CAMVID_PARTS, CITYSCAPES_LABELS
 from hggraph.data.segmentation import SegmentationDataset, Transform
@@ -48,20 +48,19 @@ leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png
         check_split("Cityscapes", split, ["train", "train_extra", "val"] if coarse else ["train", "val", "test"])
         kind = "gtCoarse" if coarse else "gtFine"
         image_folder, mask_folder = Path(root, "leftImg8bit", split), Path(root, kind, split)
-        images = _ending(image_folder, "_leftImg8bit.png")
-        masks = {} if split == "test" else _ending(mask_folder, f"_{kind}_labelIds.png")
+        images = by_name(files_in(image_folder, [".png"], deep=True), image_folder, "_leftImg8bit")
+        end = f"_{kind}_labelIds"
+        masks = {} if split == "test" else by_name(files_in(mask_folder, [".png"], deep=True), mask_folder, end)
         if not images or not (masks or split == "test"):
             raise layout_error("Cityscapes", Path(root), self.LAYOUT.format(kind=kind).replace("SPLIT", split))
-        pairs, extra = pair(
-            images, masks, lambda name: mask_folder / name.split("_")[0] / f"{name}_{kind}_labelIds.png"
-        )
+        pairs, extra = pair(images, masks, lambda name: mask_folder / f"{name}{end}.png")
         super().__init__(
             [(image, None) for image, _ in pairs] if split == "test" else pairs,
             [name for name, _ in CITYSCAPES_LABELS.values()],
             LabelReader(training_ids()),
             palette=[color for _, color in CITYSCAPES_LABELS.values()],
             transform=transform,
-            names=list(images),
+            names=[Path(name).name for name in images],
             extra=extra,
             published=self.PUBLISHED[split],
         )
@@ -99,8 +98,8 @@ LabeledApproved_full/0001TP_006690_L.png  labels in colours
         image_folder = root / ("701_StillsRaw_full" if full else split)
         mask_folder = root / ("LabeledApproved_full" if full else f"{split}annot")
         end = "_L" if full else ""
-        images = {path.stem: path for path in files_in(image_folder)}
-        masks = {path.stem.removesuffix(end): path for path in files_in(mask_folder, [".png"])}
+        images = by_name(files_in(image_folder), image_folder)
+        masks = by_name(files_in(mask_folder, [".png"]), mask_folder, end)
         if full:
             images, masks = (
                 {name: files[name] for name in files if camvid_split(name) == split} for files in (images, masks)
@@ -147,9 +146,3 @@ def camvid_split(name: str) -> str:
     if sequence == "0016E5":
         return "val" if 7959 <= int(digits) <= 8159 else "train"
     return "train" if sequence == "0006R0" else "test"
-
-
-def _ending(folder: Path, end: str) -> dict[str, Path]:
-    """Return the files in the folders of a folder that end so, by what stands before."""
-    found = (path for path in files_in(folder, [".png"], deep=True) if path.name.endswith(end))
-    return {path.name.removesuffix(end): path for path in found}

@@ -13,7 +13,7 @@ from hggraph._check import check_positive
 from hggraph.data._options import check_label, check_scale, check_share, check_size, check_statistics
 from hggraph.data.augment import Sample, Span, check_sample, cut, drop_boxes, finish, map_sample, normalise, pad, turn
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EvalTransform", "TrainTransform"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EvalTransform", "TrainTransform", "undo", "undo_detections"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -143,21 +143,22 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Bring samples to a size, or leave them as they are, then pad and normalise; `undo` takes logits back.
+    """Bring images to a size, or leave them as they are, then pad and normalise; `undo` takes results back.
+
+    Masks and boxes stay in the images' own pixels, where `undo` brings what a network makes of the image: scores are
+    those of the images as they are.
 
     Args:
         size: Height and width to resize to, whatever the shape of the image. None: not so.
         long_side: Pixels of the longer side to resize to; the shape of the image stays. None: not so.
-        multiple: Pad right and bottom to multiples of this, with `mean` and, in the mask, `ignore_index`. The
-            networks of `hggraph.models` need none: they pad themselves. None: no padding.
-        resize_mask: Resize and pad the mask and the boxes as the image. False leaves them in the image's own pixels, to
-            count on those what `undo` brings back.
-        ignore_index: Label of padded pixels.
+        multiple: Pad right and bottom to multiples of this, with `mean`. The networks of `hggraph.models` need none:
+            they pad themselves. None: no padding.
         mean: Mean of each channel in [0, 1], one for each channel of the images.
         std: Standard deviation of each, above 0.
 
     Call with a sample as `TrainTransform` takes it. Returns such a one, with the image's own (height, width) added as
-    ``"size"``. Images are resized bilinearly, with antialiasing; masks to the nearest label.
+    ``"size"``, and as ``"shown"`` that of the image in what comes out, without padding. Images are resized bilinearly,
+    with antialiasing.
 
     Raises:
         ValueError: if an option is not as said, or both `size` and `long_side` are given; in a call, if shapes do not
@@ -183,8 +184,6 @@ class EvalTransform:
         size: tuple[int, int] | None = None,
         long_side: int | None = None,
         multiple: int | None = None,
-        resize_mask: bool = True,
-        ignore_index: int = 255,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -193,13 +192,9 @@ class EvalTransform:
         for name, value in (("long_side", long_side), ("multiple", multiple)):
             if value is not None:
                 check_positive(name, value)
-        if not isinstance(resize_mask, bool):
-            raise ValueError(f"`resize_mask` must be True or False, got {resize_mask!r}.")
         self.size = None if size is None else check_size("size", size)
         self.long_side = long_side
         self.multiple = multiple
-        self.resize_mask = resize_mask
-        self.ignore_index = check_label("ignore_index", ignore_index)
         self.mean, self.std = check_statistics(mean, std)
 
     def __call__(self, sample: Sample) -> Sample:
@@ -207,12 +202,10 @@ class EvalTransform:
         sample = check_sample(sample, len(self.mean))
         own = int(sample["image"].shape[1]), int(sample["image"].shape[2])
         rows, columns = self._spans(own)
-        moved = sample if self.resize_mask else {"image": sample["image"]}
-        moved = cut(moved, rows, columns)
+        moved = cut({"image": sample["image"]}, rows, columns)
         moved["image"] = normalise(moved["image"], self.mean, self.std)
-        moved = pad(moved, rows, columns, self.ignore_index)
-        size = (rows.total, columns.total) if self.resize_mask else own
-        return finish(sample | moved, size) | {"size": own}
+        moved = pad(moved, rows, columns, 0)
+        return finish(sample | moved, own) | {"size": own, "shown": (rows.length, columns.length)}
 
     def undo(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Bring logits back to the pixels of the image: cut the padding off, then resize.
@@ -233,18 +226,12 @@ class EvalTransform:
                 f"`logits` must have shape (B, K, {rows.total}, {columns.total}) or (K, {rows.total}, {columns.total}) "
                 f"for an image of {size[0]} x {size[1]}, got {tuple(logits.shape)}."
             )
-        logits = logits[..., : rows.length, : columns.length]
-        if (rows.length, columns.length) == (rows.stop, columns.stop):
-            return logits
-        batch = logits if logits.dim() == 4 else logits[None]
-        batch = F.interpolate(batch, (rows.stop, columns.stop), mode="bilinear", align_corners=False)
-        return batch if logits.dim() == 4 else batch[0]
+        return undo(logits, (rows.length, columns.length), size)
 
     def __repr__(self) -> str:
         return (
             f"EvalTransform(size={self.size}, long_side={self.long_side}, multiple={self.multiple}, "
-            f"resize_mask={self.resize_mask}, ignore_index={self.ignore_index}, mean={tuple(self.mean)}, "
-            f"std={tuple(self.std)})"
+            f"mean={tuple(self.mean)}, std={tuple(self.std)})"
         )
 
     def _spans(self, own: tuple[int, int]) -> tuple[Span, Span]:
@@ -259,6 +246,52 @@ class EvalTransform:
             Span(0, side, 0, length, -(-length // step) * step) for side, length in zip(own, lengths, strict=True)
         )
         return first, second
+
+
+def undo(x: Tensor, shown: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Bring maps of what `EvalTransform` has made of an image back to the image's own pixels.
+
+    Args:
+        x: Floating point, ``(B, K, h, w)`` or ``(K, h, w)``.
+        shown: Height and width of the image in it, as the sample says; what lies beyond is padding.
+        size: The image's own height and width.
+
+    Returns:
+        Such maps of `size`, bilinear between pixel centres; `x` itself where nothing was changed.
+
+    Example:
+        >>> undo(torch.rand(1, 5, 32, 32), (20, 30), (40, 60)).shape
+        torch.Size([1, 5, 40, 60])
+    """
+    if tuple(x.shape[-2:]) != tuple(shown):
+        x = x[..., : shown[0], : shown[1]]
+    if tuple(shown) == tuple(size):
+        return x
+    batch = x if x.dim() == 4 else x[None]
+    batch = F.interpolate(batch, tuple(size), mode="bilinear", align_corners=False)
+    return batch if x.dim() == 4 else batch[0]
+
+
+def undo_detections(found: dict[str, Tensor], shown: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Bring the boxes ``(N, 4)`` and masks ``(N, 1, h, w)`` that a detector has found back to the image's own pixels.
+
+    Args:
+        found: As torchvision's detectors return it.
+        shown: See `undo`.
+        size: See `undo`.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+        >>> undo_detections({"boxes": boxes}, (20, 30), (40, 60))["boxes"]
+        tensor([[ 0.,  0., 20., 40.]])
+    """
+    if tuple(shown) == tuple(size):
+        return found
+    scale = found["boxes"].new_tensor([size[1] / shown[1], size[0] / shown[0]] * 2)
+    back = found | {"boxes": found["boxes"] * scale}
+    if "masks" in found:
+        back["masks"] = undo(found["masks"], shown, size)
+    return back
 
 
 def _between(low: float, high: float) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
+from hggraph.data.transforms import undo
 from hggraph.engine.data_module import ImageData
 from hggraph.engine.loading import SeededSamples, length_of
 from hggraph.engine.segmentation import SegmentationTask
@@ -85,10 +86,10 @@ class SamplePictures(Callback):
         dataset = data.dataset("val")
         chosen = [round(i * (len(dataset) - 1) / max(1, self.count - 1)) for i in range(min(self.count, len(dataset)))]
         samples = [SeededSamples(dataset, data.seed)[0, i] for i in dict.fromkeys(chosen)]
-        predictions = [_predict(pl_module, sample["image"]) for sample in samples]
+        predictions = [_predict(pl_module, sample) for sample in samples]
         try:
             figure = prediction_figure(
-                [_as_colors(sample["image"], dataset.transform) for sample in samples],
+                [_as_colors(sample, dataset.transform) for sample in samples],
                 [sample["mask"] for sample in samples],
                 predictions,
                 dataset.palette,
@@ -149,21 +150,16 @@ def evaluation(trainer: lightning.Trainer, task: Task, stage: str) -> dict[str, 
 
     Returns:
         Plain values: ``"dataset"``, ``"split"``, ``"selected_on"`` (the split that the best checkpoint is chosen on),
-        ``"size"`` (``"own"``: each image's; or what the transform makes of it, ``[height, width]`` or a side, in
-        pixels), ``"scales"``,
+        ``"size"`` (``"own"``: scores are those of the images' own pixels), ``"scales"``,
         ``"date"`` (ISO 8601, UTC), ``"checkpoint"`` (empty while training) and ``"results"``, the scores.
     """
     dataset, data = _dataset(trainer, stage), trainer.datamodule  # type: ignore[attr-defined]
     splits = data.splits if isinstance(data, ImageData) else {}
-    transform = getattr(dataset, "transform", None)
-    moved = getattr(transform, "resize_mask", True)  # if not, targets are in the images' own pixels
-    sizes = [getattr(transform, name, None) for name in ("size", "long_side") if moved]
-    size = next((one for one in sizes if one is not None), "own")
     return {
         "dataset": type(getattr(dataset, "base", dataset)).__name__,
         "split": splits.get(stage, stage),
         "selected_on": getattr(data, "selected_on", "val"),
-        "size": list(size) if isinstance(size, tuple) else size,
+        "size": "own",
         "scales": [1.0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": str(trainer.ckpt_path or ""),
@@ -177,14 +173,19 @@ def _dataset(trainer: lightning.Trainer, stage: str) -> Any:
     return data.dataset(stage) if isinstance(data, ImageData) else data
 
 
-def _predict(task: lightning.LightningModule, image: Tensor) -> Tensor:
+def _predict(task: lightning.LightningModule, sample: Mapping[str, Any]) -> Tensor:
     with torch.inference_mode():
-        logits = task(image[None].to(task.device))["out"][0]
+        logits = _at_own_size(task(sample["image"][None].to(task.device))["out"][0], sample)
     return (logits[0] > 0).long() if len(logits) == 1 else logits.argmax(0)
 
 
-def _as_colors(image: Tensor, transform: Any) -> Tensor:
+def _at_own_size(x: Tensor, sample: Mapping[str, Any]) -> Tensor:
+    return undo(x, sample["shown"], sample["size"]) if "shown" in sample else x
+
+
+def _as_colors(sample: Mapping[str, Any], transform: Any) -> Tensor:
     """Return an image as it was before it was normalised."""
+    image = _at_own_size(sample["image"], sample)
     mean, std = (
         torch.tensor(getattr(transform, name, default)) for name, default in (("mean", (0.0,)), ("std", (1.0,)))
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -11,6 +10,7 @@ import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from hggraph.data.archives import unpacked
 from hggraph.engine.loading import EpochBatches, ResumableLoader, SeededSamples, SplitEvenly, collate
 
 __all__ = ["ImageData"]
@@ -24,7 +24,7 @@ class ImageData(lightning.LightningDataModule):
     Args:
         dataset: Makes a data set of a root folder and a split: ``dataset(root, split)``, for example
             `hggraph.data.CamVid`. Its samples are dicts, and it has an attribute ``transform``.
-        root: Folder of the data set.
+        root: Folder of the data set, or an archive of it (`hggraph.data.archives.unpacked`).
         batch_size: Samples per process and step.
         train_transform: Applied to training samples; random by torch's generator.
         transform: Applied to samples of validation and test.
@@ -74,7 +74,7 @@ class ImageData(lightning.LightningDataModule):
     def dataset(self, stage: str) -> Any:
         """Return the data set of a stage, ``"train"``, ``"val"`` or ``"test"``, with its transform."""
         if stage not in self.datasets:
-            dataset: Any = self.makers[stage](str(Path(self.root).expanduser()), self.splits[stage])
+            dataset: Any = self.makers[stage](str(unpacked(self.root)), self.splits[stage])
             dataset.transform = self.transforms[stage]
             self.datasets[stage] = dataset
         return self.datasets[stage]

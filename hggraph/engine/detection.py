@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from hggraph.data.transforms import undo_detections
 from hggraph.engine.task import OptimizerMaker, SchedulerMaker, Task
 
 __all__ = ["DetectionTask"]
@@ -65,8 +66,11 @@ class DetectionTask(Task):
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
     def count(self, batch: dict[str, Any]) -> None:
-        """Compare detections with targets."""
-        self.metric.update(self.net(batch["image"]), _targets(batch))  # type: ignore[arg-type]
+        """Compare detections, brought back to the images' own size, with targets."""
+        found = self.net(batch["image"])
+        if "shown" in batch:
+            found = [undo_detections(*one) for one in zip(found, batch["shown"], batch["size"], strict=True)]
+        self.metric.update(found, _targets(batch))  # type: ignore[arg-type]
 
 
 def _targets(batch: dict[str, Any]) -> list[dict[str, Tensor]]:

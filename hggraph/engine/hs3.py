@@ -10,15 +10,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hggraph._files import write_atomically
 from hggraph.data import HeldOut
+from hggraph.engine.checkpoint import best_checkpoint, check_parameters, load_checkpoint
 from hggraph.engine.data_module import ImageData
 from hggraph.engine.hs3_analysis import analyse
 from hggraph.engine.loading import SeededSamples, SplitEvenly, collate
-from hggraph.engine.trained import CONFIG, load_run
+from hggraph.engine.record import CONFIG
+from hggraph.engine.task import DEFAULT_TASK, Task, find_task
 from hggraph.models._network import SegmentationNetwork
 from hggraph.schemes.hs3 import (
     Grouping,
@@ -92,8 +94,12 @@ def analyse_run(
     if theta is not None and ratio is not None:
         raise ValueError(f"Give `theta` or `ratio`, not both, got {theta} and {ratio}.")
     run = Path(run)
-    trained = load_run(run)
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(f"{run} is no run: there is no {CONFIG} in it. Give the folder that `fit` wrote to.")
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    net = _trained(run, copy.deepcopy(config)).to(device or "cpu")
+    if not isinstance(net, SegmentationNetwork):
+        raise ValueError(f"HS3 is for segmentation networks with taps, got {type(net).__name__}.")
     data = _data_of(config)
     dataset = _analysis_images(data, config)
     samples = DataLoader(
@@ -103,11 +109,8 @@ def analyse_run(
         num_workers=data.workers,
         collate_fn=collate,
     )
-    net = trained.net if device is None else trained.net.to(device)
-    if not isinstance(net, SegmentationNetwork):
-        raise ValueError(f"HS3 is for segmentation networks with taps, got {type(net).__name__}.")
     num_classes = net.num_classes
-    names = trained.classes or tuple(map(str, range(num_classes)))
+    names = tuple(getattr(dataset, "classes", ())) or tuple(map(str, range(num_classes)))
     found = analyse(net, samples, num_classes, features=method == "kmeans")
     groupings = {}
     for name, confusion in found.confusions.items():
@@ -146,6 +149,30 @@ def second_phase(config: dict[str, Any], groupings: dict[str, Grouping]) -> dict
     }
     recipe["data"]["train_split"] = "train"
     return recipe
+
+
+def _trained(run: Path, config: dict[str, Any]) -> nn.Module:
+    """Make the network of a run with its taps, which its model folder has no more, with its best weights."""
+    path = best_checkpoint(run)
+    if path is None:
+        raise FileNotFoundError(f"{run} has no checkpoint to use; go on training it with `hggraph fit`.")
+    _drop_pretrained(config["model"]["net"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(find_task(config.get("task", DEFAULT_TASK)), "model")
+    task: Task = parser.instantiate(parser.parse_object({"model": config["model"]})).model
+    checkpoint = load_checkpoint(path)
+    check_parameters(checkpoint, task, path)
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.net.eval()
+
+
+def _drop_pretrained(maker: dict[str, Any]) -> None:
+    """Make a network, and one inside it, without weights: they come from the checkpoint."""
+    arguments = maker.get("init_args") or {}
+    if "pretrained" in arguments:
+        arguments["pretrained"] = False
+    if isinstance(arguments.get("net"), dict):
+        _drop_pretrained(arguments["net"])
 
 
 def _write(plan: Plan, config: dict[str, Any], names: tuple[str, ...], folder: Path, method: str) -> None:

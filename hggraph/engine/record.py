@@ -11,10 +11,10 @@ import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from hggraph._files import write_atomically
-from hggraph.engine.trained import CONFIG, save_use
 
 __all__ = ["CONFIG", "RunError", "RunRecord"]
 
+CONFIG = "config.yaml"
 HERE = ("config", "out", "ckpt_path", "change")  # of one call, not of the run
 # What another value leaves true: what was trained, on what, in which steps and epochs, and how the best was chosen.
 FREE = ("data.root", "data.num_workers", "data.eval_batch_size", "save_every", "pictures", "trainer.")
@@ -104,8 +104,6 @@ class RunRecord(lightning.Callback):
             write_atomically(before, lambda temporary: temporary.write_bytes(old))
         text = yaml.safe_dump(self.config, sort_keys=False)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        if hasattr(trainer.datamodule, "dataset"):  # type: ignore[attr-defined]
-            save_use(self.folder, trainer.datamodule.dataset("val"))  # type: ignore[attr-defined]
 
 
 def _changes(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:

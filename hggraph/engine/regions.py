@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from hggraph._check import check_positive
-from hggraph.cluster import SoftSLIC
+from hggraph.engine.segmentation import undone
 from hggraph.engine.task import OptimizerMaker, SchedulerMaker, Task
-from hggraph.engine.trained import load_run
 from hggraph.graph import Assignment
 
-__all__ = ["RegionTask", "load_clusterer"]
+__all__ = ["RegionTask"]
 
 
 class RegionTask(Task):
@@ -80,42 +77,13 @@ class RegionTask(Task):
 
     def count(self, batch: dict[str, Any]) -> None:
         """Compare regions with masks, image by image."""
-        labels = self.net(batch["image"]).labels
-        for one, mask, image in zip(labels, batch["mask"], batch["image"], strict=True):
+        images = undone(batch["image"], batch)
+        found = self.net(batch["image"]).labels
+        if tuple(found.shape[1:]) != tuple(images.shape[2:]):  # numbers of regions: the nearest, not a mean
+            rows, columns = (
+                ((torch.arange(own, device=found.device) + 0.5) * (int(shown[0]) / own)).long()
+                for shown, own in zip(batch["shown"], images.shape[2:], strict=True)
+            )
+            found = found[:, rows[:, None], columns]
+        for one, mask, image in zip(found, batch["mask"], images, strict=True):
             self.metric.update(one, mask, image)
-
-
-def load_clusterer(run: str | Path, *, num_regions: int | None = None, downsample: float | None = None) -> SoftSLIC:
-    """Load the clusterer that a run of `RegionTask` has trained, with its best weights.
-
-    It is taken wherever a clusterer is: by `region_graph`, `ToRegionGraph`, ``hggraph graph --clusterer RUN``, and in
-    recipes as ``class_path: hggraph.engine.load_clusterer``, ``init_args: {run: RUN}``.
-
-    Args:
-        run: Folder that ``hggraph fit`` wrote to.
-        num_regions: Regions per image; as in training when neither this nor `downsample` is given.
-        downsample: Pixels per region instead.
-
-    Returns:
-        The clusterer in eval mode on the CPU.
-
-    Raises:
-        FileNotFoundError, CheckpointError, ValueError: as `load_run`; also if what was trained is no `SoftSLIC`, or
-            both numbers are given.
-    """
-    if num_regions is not None and downsample is not None:
-        raise ValueError(f"Give `num_regions` or `downsample`, not both, got {num_regions} and {downsample}.")
-    found = load_run(run).net
-    if not isinstance(found, SoftSLIC):
-        raise ValueError(
-            f"{run} holds no clusterer but a {type(found).__name__}; train one with "
-            f"`hggraph fit --config recipes/bsds500_regions.yaml`."
-        )
-    if num_regions is not None:
-        check_positive("num_regions", num_regions)
-        found.num_regions = num_regions
-    elif downsample is not None:
-        if not downsample >= 1:
-            raise ValueError(f"`downsample` must be at least 1 pixel per region, got {downsample}.")
-        found.num_regions, found.downsample = None, downsample
-    return found

@@ -23,25 +23,29 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from hggraph._screen import harmless, one_line
 from hggraph.engine.callbacks import Results, SamplePictures, Throughput
 from hggraph.engine.checkpoint import SafeCheckpointIO, best_checkpoint, latest_checkpoint
 from hggraph.engine.data_module import ImageData
+from hggraph.engine.ending import Ending
+from hggraph.engine.model_folder import ModelFolder
 from hggraph.engine.random_state import RandomState
 from hggraph.engine.record import CONFIG, RunError, RunRecord
-from hggraph.engine.task import Task, find_task
-from hggraph.engine.trained import DEFAULT_TASK
+from hggraph.engine.task import DEFAULT_TASK, Task, find_task
+from hggraph.inference.trained import Preprocessing
 
 __all__ = ["COMMANDS", "run"]
 
 _say = rank_zero_only(print)
 COMMANDS = ("fit", "validate", "test")
+_NETWORKS = "--model.net.help hggraph.models.hg_resnet shows the options of a network, `hggraph info` lists them."
 
 
 def run(command: str, arguments: list[str]) -> None:
     """Run a command of the trainer as its arguments say.
 
     A run lives in one folder, ``--out``, by default ``runs/`` and the recipe's name, or for the ``config.yaml`` of a
-    run its folder: ``config.yaml``, ``use.json``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, a version for each
+    run its folder: ``config.yaml``, ``model/``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, a version for each
     start), ``pictures/``, ``results-<split>.json``. ``fit`` goes on from the newest whole checkpoint that it finds
     there; ``validate`` and ``test`` take the best one, or the newest; ``--ckpt_path`` names another.
 
@@ -69,7 +73,7 @@ def run(command: str, arguments: list[str]) -> None:
             save_config_callback=None,
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={"prog": f"hggraph {command}", "allow_abbrev": False},
+            parser_kwargs={"prog": f"hggraph {command}", "epilog": _NETWORKS, "allow_abbrev": False},
             auto_configure_optimizers=False,
             run=False,
             args=arguments,
@@ -102,7 +106,12 @@ def _start(command: str, cli: _RunCLI) -> None:
             f"The best checkpoint is chosen on the split {splits['val']!r}: its score there will be no test score, and "
             f"results say so (selected_on)."
         )
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path)
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path)
+    except SystemExit as error:
+        if cli.trainer.interrupted:  # type: ignore[attr-defined]  # Lightning leaves with 1 after Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _named(command: str, arguments: list[str]) -> tuple[type[Task], bool]:
@@ -125,7 +134,7 @@ def _named(command: str, arguments: list[str]) -> tuple[type[Task], bool]:
     try:
         return find_task(str(given.task or [DEFAULT_TASK, *names][-1])), own_data
     except ValueError as error:
-        print(f"error: hggraph {command}: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -137,11 +146,11 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in a line or two, with near names for keys that are not known."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and leave."""
+        """Print what is wrong, on one line, and leave."""
         if not self.exit_on_error:  # the parser of a part, while alternatives are tried
             super().error(message, ex)
-        text = message.strip() + _near(self, message)
-        self.exit(2, f"error: {text}\n--help lists all options and their defaults.\n")
+        text = harmless(" ".join((message + _near(self, message)).split()))
+        self.exit(2, f"error: {text.rstrip('.')}. --help lists all options and their defaults.\n")
 
 
 class _RunCLI(LightningCLI):
@@ -157,6 +166,12 @@ class _RunCLI(LightningCLI):
         parser.add_argument("--monitor_mode", type=str, default="max", help="max, or min for an error.")
         parser.add_argument("--save_every", type=int, default=500, help="Steps between checkpoints inside an epoch.")
         parser.add_argument("--pictures", type=int, default=4, help="Images drawn after each validation.")
+        parser.add_argument(
+            "--preprocessing",
+            type=Preprocessing | None,
+            default=None,
+            help="How images are prepared for the trained network, where data.transform does not say it.",
+        )
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from or to score.")
         parser.add_argument("--change", action="store_true", help="Go on with options that change what is trained.")
         quiet = {"trainer.num_sanity_val_steps": 0, "trainer.enable_model_summary": False}
@@ -183,10 +198,16 @@ class _RunCLI(LightningCLI):
             Throughput(),
             SamplePictures(config.pictures),
             Results(),
+            *([] if given.enable_checkpointing is False else [self._model_folder()]),
+            Ending(),
             *([] if given.logger is False else [LearningRateMonitor("step")]),
             *([] if given.enable_progress_bar is False else [RichProgressBar()]),
         ]
         return super().instantiate_trainer(**kwargs, default_root_dir=str(out), plugins=plugins)
+
+    def _model_folder(self) -> ModelFolder:
+        recipe = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return ModelFolder(recipe["model"]["net"], self.config_init.preprocessing)
 
     def _checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
         config, one = self.config, partial(ModelCheckpoint, folder, enable_version_counter=False)

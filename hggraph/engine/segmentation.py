@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from hggraph.data.transforms import undo
 from hggraph.engine.task import OptimizerMaker, SchedulerMaker, Task
 
-__all__ = ["SegmentationTask"]
+__all__ = ["SegmentationTask", "undone"]
 
 
 class SegmentationTask(Task):
@@ -20,7 +21,7 @@ class SegmentationTask(Task):
         net: Maps ``(B, C, H, W)`` to a dict of logits, ``"out"`` among them, as those of `hggraph.models` do.
         criterion: Maps that dict and the targets by name to a dict of losses, of which ``"loss"`` is minimised, as
             `hggraph.nn.OutputLoss` does.
-        metric: Updated with the logits ``"out"`` and the mask.
+        metric: Updated with the logits ``"out"`` at the images' own size, and the mask.
         optimizer: See `Task`, as for all that follow.
         power: Exponent of the poly schedule.
         warmup: Steps in which the learning rate first rises.
@@ -66,5 +67,16 @@ class SegmentationTask(Task):
         return losses
 
     def count(self, batch: dict[str, Any]) -> None:
-        """Compare logits with masks."""
-        self.metric.update(self.net(batch["image"])["out"], batch["mask"])
+        """Compare logits, brought back to the images' own size, with masks."""
+        self.metric.update(undone(self.net(batch["image"])["out"], batch), batch["mask"])
+
+
+def undone(x: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Return maps ``(B, K, h, w)`` at the size of the batch's images, if its samples say what `EvalTransform` has done.
+
+    Images of one batch have masks of one size, so that all were brought to one size.
+    """
+    if "shown" not in batch:
+        return x
+    height, width = (int(side[0]) for side in batch["shown"])
+    return undo(x, (height, width), (int(batch["size"][0][0]), int(batch["size"][1][0])))

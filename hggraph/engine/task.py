@@ -23,10 +23,11 @@ from hggraph.engine.checkpoint import check_parameters
 from hggraph.engine.loading import length_of
 from hggraph.engine.schedule import SCHEDULED, UnderWarmUp, WarmUp, poly_schedule
 
-__all__ = ["OptimizerMaker", "SchedulerMaker", "Task", "find_task"]
+__all__ = ["DEFAULT_TASK", "OptimizerMaker", "SchedulerMaker", "Task", "find_task"]
 
 OptimizerMaker = Callable[[Iterable[Any]], Optimizer]
 SchedulerMaker = Callable[[Optimizer], LRScheduler]
+DEFAULT_TASK = "hggraph.engine.SegmentationTask"
 PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what ReduceLROnPlateau has seen
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -13,8 +14,20 @@ from torch import Tensor
 from hggraph._files import write_atomically
 from hggraph.data.palettes import Color, voc_colors
 
-__all__ = ["Color", "check_palette", "class_colors", "save_labels", "save_overlay", "save_probabilities"]
+__all__ = [
+    "Color",
+    "border_picture",
+    "check_palette",
+    "class_colors",
+    "labels_picture",
+    "overlay_picture",
+    "probabilities_writer",
+    "save_labels",
+    "save_overlay",
+    "save_probabilities",
+]
 
+BORDER = (255, 255, 0)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -75,17 +88,23 @@ def save_labels(
         ...         np.array(picture).tolist(), picture.getpalette()[:6]
         ([[1, 0], [0, 1]], [0, 0, 0, 255, 0, 0])
     """
-    path = _ending(path, ".png")
+    picture = labels_picture(labels, palette, num_classes=num_classes)
+    write_atomically(_ending(path, ".png"), lambda temporary: picture.save(temporary))
+
+
+def labels_picture(
+    labels: Tensor, palette: Sequence[Color] | None = None, *, num_classes: int | None = None
+) -> Image.Image:
+    """Return the picture that `save_labels` writes; see there."""
     values = _whole_numbers(labels, 65535)
     wide = values.max(initial=0) > 255 if num_classes is None else num_classes > 256
     if wide:
-        picture = Image.fromarray(values.astype(np.uint16))
-    else:
-        if values.max(initial=0) > 255:
-            raise ValueError(f"`labels` of {num_classes} classes must be from 0 to 255, got {values.max()}.")
-        picture = Image.fromarray(values.astype(np.uint8))
-        picture.putpalette(_table(palette, num_classes or 0, 256).tobytes())
-    write_atomically(path, lambda temporary: picture.save(temporary))
+        return Image.fromarray(values.astype(np.uint16))
+    if values.max(initial=0) > 255:
+        raise ValueError(f"`labels` of {num_classes} classes must be from 0 to 255, got {values.max()}.")
+    picture = Image.fromarray(values.astype(np.uint8))
+    picture.putpalette(_table(palette, num_classes or 0, 256).tobytes())
+    return picture
 
 
 def save_probabilities(probabilities: Tensor, path: str | Path) -> None:
@@ -109,6 +128,11 @@ def save_probabilities(probabilities: Tensor, path: str | Path) -> None:
         [[[0.5]], [[0.5]]]
     """
     path = _ending(path, ".npz", ".png")
+    write_atomically(path, probabilities_writer(probabilities, path.suffix.lower()))
+
+
+def probabilities_writer(probabilities: Tensor, suffix: str) -> Callable[[Path], object]:
+    """Return what writes the file that `save_probabilities` writes; see there."""
     if probabilities.dim() != 3 or not probabilities.is_floating_point():
         raise ValueError(
             f"`probabilities` must be floating point of shape (K, H, W), got {probabilities.dtype} of shape "
@@ -117,14 +141,13 @@ def save_probabilities(probabilities: Tensor, path: str | Path) -> None:
     values: NDArray[np.float32] = probabilities.detach().float().cpu().numpy()
     if not ((values >= 0) & (values <= 1 + 1e-5)).all():  # NaN compares False; sums of weights round up
         raise ValueError("`probabilities` must be from 0 to 1, got others: give them after the softmax or sigmoid.")
-    if path.suffix.lower() == ".npz":
+    if suffix == ".npz":
         half = values.astype(np.float16)
-        write_atomically(path, lambda temporary: np.savez_compressed(temporary, probabilities=half))
-        return
+        return lambda path: np.savez_compressed(path, probabilities=half)
     if len(values) != 1:
         raise ValueError(f"A .png file holds one class, got {len(values)}: write an .npz file, or one class each.")
     picture = Image.fromarray((values[0].clip(0, 1) * 65535).round().astype(np.uint16))
-    write_atomically(path, lambda temporary: picture.save(temporary))
+    return picture.save
 
 
 def save_overlay(
@@ -138,13 +161,15 @@ def save_overlay(
 ) -> None:
     """Write a photo with its labels' colours laid over it, and lines in the colours where labels meet.
 
+    Black is no paint: classes whose colour is ``(0, 0, 0)``, the background of most palettes, show the photo as it is.
+
     Args:
         image: Colours in [0, 1], shape ``(3, H, W)``, or ``(1, H, W)`` for grey.
         labels: Whole numbers from 0, shape ``(H, W)``.
         path: The file to write; its suffix chooses the format (.png, .jpg, .webp, ...).
         palette: Red, green, blue of each class; None: `class_colors`.
         opacity: Of the colours, from 0 to 1.
-        hidden: Labels that are not painted, such as the background of saliency maps.
+        hidden: Further labels that are not painted.
 
     Raises:
         ValueError: if shapes disagree, a value is out of range, or the format is unknown.
@@ -158,6 +183,19 @@ def save_overlay(
         ['overlay.png']
     """
     path = _ending(path, *PICTURES)
+    picture = overlay_picture(image, labels, palette, opacity=opacity, hidden=hidden)
+    write_atomically(path, lambda temporary: picture.save(temporary, quality=92))
+
+
+def overlay_picture(
+    image: Tensor,
+    labels: Tensor,
+    palette: Sequence[Color] | None = None,
+    *,
+    opacity: float = 0.5,
+    hidden: Collection[int] = (255,),
+) -> Image.Image:
+    """Return the picture that `save_overlay` writes; see there. The photo may also be of bytes."""
     if image.dim() != 3 or image.shape[0] not in (1, 3) or tuple(image.shape[1:]) != tuple(labels.shape):
         raise ValueError(
             f"`image` must have shape (3, H, W) or (1, H, W) with labels (H, W), got {tuple(image.shape)} and "
@@ -167,7 +205,7 @@ def save_overlay(
         raise ValueError(f"`opacity` must be from 0 to 1, got {opacity!r}.")
     values = _whole_numbers(labels, 65535)
     table = _table(palette, 0, max(256, int(values.max(initial=0)) + 1))
-    photo = image.detach().float().clamp(0, 1).mul(255).expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    photo = _photo(image)
     border = np.zeros(values.shape, dtype=bool)
     down, across = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
     border[1:] |= down
@@ -175,10 +213,23 @@ def save_overlay(
     border[:, 1:] |= across
     border[:, :-1] |= across
     weight = np.where(border, (1 + opacity) / 2, opacity).astype(np.float32)
-    weight[np.isin(values, list(hidden))] = 0
+    weight[np.isin(values, list(hidden)) | ~table[values].any(-1)] = 0
     mixed = photo + (table[values] - photo) * weight[..., None]
-    picture = Image.fromarray(mixed.round().astype(np.uint8))
-    write_atomically(path, lambda temporary: picture.save(temporary, quality=92))
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def border_picture(image: Tensor, labels: Tensor) -> Image.Image:
+    """Return a photo ``(3, H, W)`` with the borders of regions ``(H, W)`` in yellow."""
+    photo, values = _photo(image).round().astype(np.uint8), labels.cpu().numpy()
+    photo[:, 1:][values[:, 1:] != values[:, :-1]] = BORDER
+    photo[1:][values[1:] != values[:-1]] = BORDER
+    return Image.fromarray(photo)
+
+
+def _photo(image: Tensor) -> NDArray[np.float32]:
+    """Return colours from 0 to 255, ``(H, W, 3)``."""
+    colors = image.detach().float() if image.dtype == torch.uint8 else image.detach().float().clamp(0, 1).mul(255)
+    return np.array(colors.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
 
 
 def _table(palette: Sequence[Color] | None, num_classes: int, length: int) -> NDArray[np.uint8]:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from hggraph._check import check_features, check_positive
 from hggraph.cluster.importance import check_attention
+from hggraph.inference.trained import Trained, for_inference
 from hggraph.inference.windows import cut
 from hggraph.models._network import Regions
 
 __all__ = ["Predictor", "to_labels"]
 
 Predict = Callable[[Tensor, Tensor | None], Tensor]
+Undo = Callable[[Tensor], Tensor]
 
 
 class Predictor:
@@ -28,7 +30,9 @@ class Predictor:
 
     Args:
         model: Maps ``(B, C, H, W)`` to logits ``(B, K, H, W)`` or a dict with them under ``"out"``, as the networks of
-            `hggraph.models` and torchvision do. Each call runs it in eval mode and leaves it in the mode it was in.
+            `hggraph.models` and torchvision do. Each call runs it in eval mode and leaves it in the mode it was in. Of
+            a `Trained`, as `load_trained` reads it from a model folder, the network in its form for inference (see
+            `for_inference`), with its preprocessing.
         window: Side of square windows, or (height, width), in pixels: images larger than that are cut into overlapping
             windows, whose probabilities are blended. None: whole images.
         overlap: Least overlap of neighbouring windows: pixels if it is an int, a fraction of the window if a float.
@@ -62,7 +66,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Trained,
         *,
         window: int | tuple[int, int] | None = None,
         overlap: int | float = 0.5,
@@ -84,27 +88,53 @@ class Predictor:
         if dtype not in (None, torch.bfloat16, torch.float16, torch.float32):
             raise ValueError(f"`dtype` must be torch.bfloat16, torch.float16, torch.float32 or None, got {dtype!r}.")
         check_positive("batch_size", batch_size)
+        trained = model if isinstance(model, Trained) else Trained(model, "segmentation", (), (), None)
+        self.task, self.classes, self.palette = trained.task, trained.classes, trained.palette
+        self.preprocessing = trained.preprocessing
+        model = for_inference(model.net) if isinstance(model, Trained) else model
         self.model = model if device is None else model.to(device)
         self.overlap, self.margin = overlap, margin
         self.scales = tuple(scales)
         self.flip, self.batch_size, self.dtype = flip, batch_size, dtype
 
-    def __call__(self, images: Tensor, attention: Tensor | None = None) -> Tensor:
-        """Return probabilities; see the class."""
-        if self.window is None:
-            return self.whole(images, attention)
-        with self._ready(images, attention):
-            return self._at_scales(images, attention, self._in_windows)
+    def __call__(self, images: Tensor, attention: Tensor | None = None, undo: Undo | None = None) -> Tensor:
+        """Return probabilities; see the class.
 
-    def whole(self, images: Tensor, attention: Tensor | None = None) -> Tensor:
+        Args:
+            images: See the class.
+            attention: See the class.
+            undo: Brings maps ``(B, K, H, W)`` of these images to another size, that of the photos they were made of:
+                logits, as evaluation does, or with windows or several scales probabilities.
+        """
+        if self.window is None:
+            return self.whole(images, attention, undo)
+        with self._ready(images, attention):
+            found = self._at_scales(images, attention, self._in_windows)
+            return found if undo is None else undo(found)
+
+    def whole(self, images: Tensor, attention: Tensor | None = None, undo: Undo | None = None) -> Tensor:
         """Return what a call does, without windows."""
         device, parts = self._where(images)[0], []
+        first_undo, last_undo = (undo, None) if self.scales == (1.0,) else (None, undo)
+
+        def predict(x: Tensor, focus: Tensor | None) -> Tensor:
+            return self._predict(x, focus, first_undo)
+
         with self._ready(images, attention):
             for first in range(0, len(images), self.batch_size):
                 batch = slice(first, first + self.batch_size)
                 focus = None if attention is None else attention[batch].to(device)
-                parts.append(self._at_scales(images[batch].to(device), focus, self._predict).to(images.device))
+                found = self._at_scales(images[batch].to(device), focus, predict)
+                parts.append((found if last_undo is None else last_undo(found)).to(images.device))
             return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def run(self, images: Any) -> Any:
+        """Return what a network of another task than segmentation makes of images, or of a list of them, at once."""
+        device, dtype = self._where(images[0])
+        with self._modes(), torch.inference_mode():
+            if isinstance(images, Tensor):
+                return self._run(images, None)
+            return self.model([image.to(device, dtype) for image in images])
 
     def regions(self, images: Tensor, attention: Tensor | None = None) -> list[Regions]:
         """Return what the network clusters in whole images: a list of `Regions`, empty if it clusters nothing.
@@ -131,17 +161,24 @@ class Predictor:
             raise ValueError(f"`images` must have at least one image, got shape {tuple(images.shape)}.")
         if attention is not None:
             check_attention(attention, (images.shape[0], images.shape[2], images.shape[3]))
+        with self._modes(), torch.inference_mode():
+            yield
+
+    @contextmanager
+    def _modes(self) -> Iterator[None]:
+        """Hold the network in eval mode; each module's mode is as it was afterwards."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            with torch.inference_mode():
-                yield
+            yield
         finally:
             for module, training in modes:
                 module.training = training
 
     def _at_scales(self, images: Tensor, attention: Tensor | None, predict: Predict) -> Tensor:
         size = (images.shape[2], images.shape[3])
+        if self.scales == (1.0,):
+            return predict(images, attention)
         total: Tensor | None = None
         for scale in self.scales:
             here = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -149,7 +186,7 @@ class Predictor:
             found = _resize(predict(_resize(images, here), focus), size)
             total = found if total is None else total.add_(found)
         assert total is not None
-        return total.div_(len(self.scales)) if len(self.scales) > 1 else total
+        return total.div_(len(self.scales))
 
     def _in_windows(self, images: Tensor, attention: Tensor | None) -> Tensor:
         assert self.window is not None
@@ -178,15 +215,20 @@ class Predictor:
         assert total is not None
         return total.clamp_(max=1)  # weights sum to 1 up to rounding
 
-    def _predict(self, x: Tensor, attention: Tensor | None) -> Tensor:
+    def _predict(self, x: Tensor, attention: Tensor | None, undo: Undo | None = None) -> Tensor:
         """Return probabilities of images that are on the network's device."""
-        found = self._probabilities(x, attention)
+        logits = [self._logits(x, attention)]
         if self.flip:
-            mirrored = self._probabilities(x.flip(-1), None if attention is None else attention.flip(-1))
-            found = found.add_(mirrored.flip(-1)).div_(2)
-        return found
+            logits.append(self._logits(x.flip(-1), None if attention is None else attention.flip(-1)).flip(-1))
+        total: Tensor | None = None
+        for one in logits:
+            one = (one if undo is None else undo(one)).float()
+            found = one.sigmoid() if one.shape[1] == 1 else one.softmax(1)
+            total = found if total is None else total.add_(found).div_(2)
+        assert total is not None
+        return total
 
-    def _probabilities(self, x: Tensor, attention: Tensor | None) -> Tensor:
+    def _logits(self, x: Tensor, attention: Tensor | None) -> Tensor:
         out = self._run(x, attention)
         logits = out["out"] if isinstance(out, Mapping) and "out" in out else out
         if not isinstance(logits, Tensor) or logits.dim() != 4:
@@ -197,8 +239,7 @@ class Predictor:
                 f"The network's logits must have the images' size, here ({x.shape[0]}, K, {x.shape[2]}, {x.shape[3]}), "
                 f"got {tuple(logits.shape)}. Resize them in the network."
             )
-        logits = logits.float()
-        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+        return logits
 
     def _run(self, x: Tensor, attention: Tensor | None, return_regions: bool = False) -> Any:
         device, dtype = self._where(x)

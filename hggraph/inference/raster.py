@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from hggraph._check import check_positive
 from hggraph._files import write_atomically
 from hggraph.data.image import ImageError
-from hggraph.inference._raster_source import Bounds, RasterSource
+from hggraph.inference._raster_source import Bounds, RasterSource, quiet_gdal
 from hggraph.inference.outputs import Color, check_palette
 from hggraph.inference.predictor import Predictor, to_labels
 from hggraph.inference.windows import blend, cut
@@ -27,7 +26,6 @@ from hggraph.models._network import SegmentationNetwork
 __all__ = ["RasterPrediction", "predict_raster"]
 
 TILE = 256  # side of the tiles of the files written
-CACHE = 256 << 20  # bytes of GDAL's cache; of itself it takes a share of the machine's memory
 
 
 class RasterPrediction(NamedTuple):
@@ -44,8 +42,8 @@ def predict_raster(
     path: str | Path,
     out: str | Path,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     window: int = 1024,
     overlap: int | float = 0.125,
     margin: int | None = None,
@@ -67,17 +65,23 @@ def predict_raster(
         path: Any raster that GDAL reads: GeoTIFF, VRT, JPEG 2000, ...
         out: The GeoTIFF to write, ending in .tif or .tiff: labels, one band, tiled and compressed; uint8, or uint16 for
             more than 255 classes. Pixels without data get its nodata value, 255 or 65535.
-        mean: Of each band, or one number for all, in units of `full_scale`: the network gets ``(x - mean) / std``.
+        mean: Of each band, or one number for all: the network gets ``((stored * scale + offset) / full_scale - mean) /
+            std``, where scale and offset are the band's own in the file, 1 and 0 in most. None: the predictor's
+            preprocessing, without its size rule: rasters are read at their own size.
         std: Likewise.
         window: Side of the windows, in pixels.
         overlap: Least overlap of neighbours: pixels if it is an int, a fraction of the window if it is a float.
         margin: Pixels at windows' inner edges that do not count; None: a quarter of the overlap.
-        bands: The bands that the network takes, counted from 1. None: all but an alpha band.
-        full_scale: The raster's number that is 1; None: the largest of its integer type (255, 65535), 1 for floats.
-        nodata: The number for no data, in place of what the file says; NaN is allowed.
+        bands: The bands that the network takes, counted from 1; one may stand several times. None: all but an alpha
+            band. An alpha band that is not among them is a mask.
+        full_scale: The number that is 1, after scale and offset; None: the largest of a band's integer type (255,
+            65535), and 1 for floats and for bands with a scale or an offset.
+        nodata: The stored number for no data, in place of the file's own; NaN: no number. Masks hold beside it.
         bounds: Part to predict, ``(left, bottom, right, top)`` in the raster's coordinates (columns and rows if it has
-            none); the smallest rectangle of pixels around it is taken, as if it were the whole raster. None: all.
-        palette: Colours of the classes, red, green, blue from 0 to 255, written as the file's colour table.
+            no transform); the smallest rectangle of pixels around it is taken, as if it were the whole raster. None:
+            all.
+        palette: Colours of the classes, red, green, blue from 0 to 255, written as the file's colour table; None: the
+            predictor's, if it has any.
         probabilities: Write them too, as ``NAME_probabilities.tif`` beside `out`: a float32 band per class, NaN for
             no data.
         progress: Called with the number of pixels done and of all pixels.
@@ -93,10 +97,10 @@ def predict_raster(
             and on any error, a file that was there stays.
 
     Note:
-        A pixel has no data where the file's mask says so for all bands, where all bands are `nodata`, or where a band
-        is NaN or infinite. Such pixels are the mean for the network, and windows without any other are skipped. Main
-        memory: a few windows, at most 512 MB of rows not yet finished, and 256 MB of GDAL's cache, whatever the
-        raster's size.
+        A band has no data where it is its number for no data, NaN or infinite, or where the file's mask or alpha band
+        says so: the network gets its mean there. A pixel has no data where none of the bands has; windows of such
+        pixels alone are skipped. Integers beyond 2^53 are rounded. Main memory: a few windows, at most 512 MB of rows
+        not yet finished, and 256 MB of GDAL's cache, whatever the raster's size.
 
     Example:
         >>> import rasterio, tempfile
@@ -114,14 +118,16 @@ def predict_raster(
     start = time.perf_counter()
     out = Path(out)
     beside = out.with_name(f"{out.stem}_probabilities{out.suffix}") if probabilities else None
-    _check_output(path, out, beside)
     check_positive("window", window)
-    with _quiet_gdal(), RasterSource(path, bands, mean, std, full_scale, nodata, bounds) as source:
+    mean, std = _statistics(predictor, mean, std)
+    palette = palette if palette is not None else predictor.palette or None
+    with quiet_gdal(), RasterSource(path, bands, mean, std, full_scale, nodata, bounds) as source:
+        _check_output(source.files(), out, beside)
         model, found = predictor.model, len(source.bands)
         if isinstance(model, SegmentationNetwork) and model.in_channels != found:
             raise ImageError(
                 f"{path}: expected {model.in_channels} bands for {type(model).__name__}, got {found}; "
-                f"choose with `bands`."
+                f"choose with `bands`, where a band may stand several times."
             )
         rows, columns = (cut(side, window, overlap, margin) for side in source.size)
         sides = (rows.weights.shape[1], columns.weights.shape[1])
@@ -149,6 +155,19 @@ def predict_raster(
         else:
             write_atomically(out, lambda first: write_atomically(beside, lambda second: write(first, second)))
         return RasterPrediction(out, beside, source.size, time.perf_counter() - start)
+
+
+def _statistics(
+    predictor: Predictor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and deviation of the bands, as given or as the network was evaluated with."""
+    if predictor.task != "segmentation":
+        raise ValueError(f"Rasters are for segmentation networks; this one is for {predictor.task}.")
+    if mean is not None and std is not None:
+        return mean, std
+    if (mean is None) != (std is None) or predictor.preprocessing is None:
+        raise ValueError("`mean` and `std` must be given together: the network does not say how images are prepared.")
+    return predictor.preprocessing.mean, predictor.preprocessing.std
 
 
 def _write(
@@ -257,23 +276,12 @@ def _sum(array: NDArray[Any]) -> int:
     return int(np.ascontiguousarray(array).view(np.uint8).sum(dtype=np.uint64))
 
 
-@contextmanager
-def _quiet_gdal() -> Iterator[None]:
-    """Bound GDAL's cache; rasters without a georeference are no reason for a warning."""
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ImportError('Rasters need rasterio, which is not installed: pip install "hggraph[raster]"') from error
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield
-
-
-def _check_output(path: str | Path, out: Path, beside: Path | None) -> None:
+def _check_output(sources: Iterable[Path], out: Path, beside: Path | None) -> None:
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"`out` must end in .tif or .tiff, got {str(out)!r}.")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {out.parent} for the result; make it first.")
-    for result in (out, beside):
-        if result is not None and result.resolve() == Path(path).resolve():
-            raise ValueError(f"The result would be written over the raster {path}; choose another `out`.")
+    for source in sources:
+        for result in (out, beside):
+            if result is not None and result.resolve() == source.resolve():
+                raise ValueError(f"The result would be written over the raster {source}; choose another `out`.")

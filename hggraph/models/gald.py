@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -294,7 +293,7 @@ def make_aggregation(name: Aggregation | None, channels: int, clusterer: nn.Modu
             return CGNL(channels)
         case "hg":
             blocks = [HGBasicBlock(channels, channels) for _ in range(2)]
-            return HGStage(blocks, SoftSLIC() if clusterer is None else copy.deepcopy(clusterer))
+            return HGStage(blocks, SoftSLIC() if clusterer is None else clusterer)
     return None
 
 

@@ -11,7 +11,7 @@ from hggraph.models._network import Clustered, SegmentationNetwork
 from hggraph.models.heads import fcn_head
 from hggraph.models.hrnet_trunk import (
     branch_widths,
-    copy_for_branches,
+    clusterers_of_branches,
     create_hrnet,
     exchange,
     put_on_regions,
@@ -112,5 +112,5 @@ def hg_hrnet(
         torch.Size([1, 5, 100, 128])
     """
     hrnet = create_hrnet(width, in_channels=in_channels, pretrained=pretrained)
-    clusterers = copy_for_branches(clusterer) if hg else None
+    clusterers = clusterers_of_branches(clusterer) if hg else None
     return HGHRNet(hrnet, in_channels, num_classes, clusterers=clusterers, aux=aux, dropout=dropout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -146,12 +145,7 @@ class HGOrientation(SegmentationNetwork):
             residual_unit(narrow, channels),
         )
         self.stacks = nn.ModuleList(
-            [
-                _Stack(
-                    channels, depth, classes, [copy.deepcopy(clusterer) for _ in range(branches)], last=i == stacks - 1
-                )
-                for i in range(stacks)
-            ]
+            [_Stack(channels, depth, classes, [clusterer] * branches, last=i == stacks - 1) for i in range(stacks)]
         )
         self.heads = nn.ModuleList([_full_size_head(channels, number, grow=not plus) for number in classes])
 

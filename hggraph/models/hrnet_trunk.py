@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ __all__ = [
     "WIDTHS",
     "HRNetTrunk",
     "branch_widths",
-    "copy_for_branches",
+    "clusterers_of_branches",
     "create_hrnet",
     "exchange",
     "hrnet_trunk",
@@ -92,7 +91,7 @@ def hrnet_trunk(
 ) -> HRNetTrunk:
     """Make the stages of an HRNet; the arguments are those of `hg_hrnet`."""
     hrnet = create_hrnet(width, in_channels=in_channels, pretrained=pretrained)
-    return HRNetTrunk(hrnet, copy_for_branches(clusterer) if hg else None)
+    return HRNetTrunk(hrnet, clusterers_of_branches(clusterer) if hg else None)
 
 
 def create_hrnet(width: str, *, in_channels: int = 3, pretrained: bool | str | Path = False) -> Any:
@@ -105,11 +104,11 @@ def create_hrnet(width: str, *, in_channels: int = 3, pretrained: bool | str | P
     return hrnet
 
 
-def copy_for_branches(clusterer: nn.Module | None) -> list[nn.Module]:
-    """Return what clusters each of four branches: copies, or the defaults that `hg_hrnet` describes."""
+def clusterers_of_branches(clusterer: nn.Module | None) -> list[nn.Module]:
+    """Return what clusters each of four branches: the one given, or the defaults that `hg_hrnet` describes."""
     if clusterer is None:
         return [SoftSLIC(iterations=1) for _ in range(NUM_BRANCHES)]
-    return [copy.deepcopy(clusterer) for _ in range(NUM_BRANCHES)]
+    return [clusterer] * NUM_BRANCHES  # each stage takes a copy
 
 
 def branch_widths(module: Any) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hggraph._files import write_atomically
+from hggraph.models._hub import fetch
 from hggraph.models.weight_names import feature_sources, to_timm
 
 Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -226,13 +227,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _download(name: str) -> Path:
     import timm
-    from huggingface_hub import hf_hub_download
 
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise ValueError(f"timm has no pretrained weights for {name!r}; give a file: pretrained='weights.safetensors'.")
     try:
-        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
+        return fetch(config.hf_hub_id, "model.safetensors")
     except Exception as error:
         raise RuntimeError(
             f"The pretrained weights model.safetensors of https://huggingface.co/{config.hf_hub_id} could not be "

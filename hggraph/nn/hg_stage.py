@@ -25,7 +25,7 @@ class HGStage(nn.Module):
     Args:
         blocks: Modules called as ``block(z, adjacency)`` with region features ``(B, R, C)``, for example
             `HGBottleneck`.
-        clusterer: What makes the `Assignment` of a map, for example `SoftSLIC`.
+        clusterer: What makes the `Assignment` of a map, for example `SoftSLIC`; the stage takes a copy.
         stencil: Directions of the adjacency; ``Stencil.square(3)`` when None.
         fuse: A convolution over the input and the unpooled output, concatenated in this order (HG-ResNet, Sec. 4.4,
             with a 1x1); computed as ``X Wa + S (Z Wb) + b``. None returns the unpooled output alone.
@@ -64,7 +64,7 @@ class HGStage(nn.Module):
             _check_fuse(fuse)
         check_directions(directions)
         self.blocks = nn.ModuleList(blocks)
-        self.clusterer: nn.Module | None = clusterer
+        self.clusterer: nn.Module | None = copy.deepcopy(clusterer)  # it may be another stage's or network's too
         self.levels: RegionLevels | None = None
         self.directions = directions
         self.stencil = Stencil.square(3) if stencil is None else stencil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class RegionLevel(nn.Module):
     """A partition of a map, or of the nodes of a finer level, into regions; nodes are laid out as a map again.
 
     Args:
-        clusterer: Makes the `Assignment` of a map, for example `SoftSLIC` or `Cells`.
+        clusterer: Makes the `Assignment` of a map, for example `SoftSLIC` or `Cells`; the level takes a copy.
         pooling: ``"mean"``: the mean of a region, weighted by how much of each pixel is in it and by the pixel's own
             area. ``"sample"``: the pixel of the region's seed, as a strided convolution takes it.
         directions: How edges are typed, see `directed`.
@@ -65,7 +66,7 @@ class RegionLevel(nn.Module):
         for name, value, known in (("pooling", pooling, POOLING), ("back", back, BACK)):
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
-        self.clusterer = clusterer
+        self.clusterer = copy.deepcopy(clusterer)  # it may be another level's or network's too
         self.pooling = pooling
         self.directions = directions
         self.back = back

@@ -1,5 +1,6 @@
 """`hggraph graph` as a user runs it: good images, bad images, and wrong options."""
 
+import errno
 import os
 import struct
 import subprocess
@@ -123,6 +124,40 @@ def test_a_result_that_cannot_be_written_fails_alone(tmp_path):
     assert result.exit_code == 1
     assert names(tmp_path / "out") == ["a.pt", "b.graphml", "b.pt"]
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_what_the_next_image_would_meet_ends_the_run(number, tmp_path, monkeypatch):
+    """A full or read-only disk is said once, after the first image; what was written of that image is gone."""
+    for name in "abc":
+        make_image(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "out").mkdir()
+
+    def fail(graph: object, path: Path) -> None:
+        path.write_text("half")
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("networkx.write_graphml", fail)
+    monkeypatch.setattr("hggraph.cli.graph.os.access", lambda _, mode: mode != os.W_OK | os.X_OK)
+    result = run(tmp_path / "in", "--out", tmp_path / "out", "--no-figure", "--regions", 6)
+    assert result.exit_code == 1 and names(tmp_path / "out") == []
+    lines = result.stderr.splitlines()
+    assert f"a.graphml: {os.strerror(number)}" in lines[0]
+    assert len(lines) == (3 if number == errno.EIO else 1)
+    assert ("stopped here, as every other image would meet it too" in lines[0]) == (number != errno.EIO)
+    assert result.stdout.endswith("3 images failed\n")
+
+
+@pytest.mark.parametrize("name", [b"stra\xdfe", b"a\x01b", b"red \x1b[31m\nline"])
+def test_any_file_name(name, tmp_path):
+    """GraphML of it is XML, and what is printed of it cannot steer a terminal."""
+    image = make_image(tmp_path / "a.png")
+    path = image.rename(tmp_path / os.fsdecode(name + b".png"))
+    result = run(os.fsdecode(path), "--out", tmp_path / "out", "--no-figure", "--regions", 6)
+    assert result.exit_code == 0 and "\x1b" not in result.output and len(result.stdout.splitlines()) == 3
+    (graphml,) = (tmp_path / "out").glob("*.graphml")
+    assert graphml.stem == path.stem
+    assert nx.read_graphml(graphml).graph["name"] == repr(path.stem)[1:-1]
 
 
 def test_equal_names_do_not_overwrite_each_other(tmp_path):
@@ -275,12 +310,12 @@ import hggraph.cli
 early = {"matplotlib", "sklearn", "timm", "torchvision", "lightning"} & set(sys.modules)
 assert not early, early
 sys.argv = ["hggraph", "graph", "--out", "out", "--regions", "50"]
-runpy.run_module("hggraph.cli", run_name="__main__")
+runpy.run_module("hggraph", run_name="__main__")
 """
 
 
 def test_a_process_of_its_own(tmp_path):
-    """Without an image, as the demo runs it, and as ``python -m hggraph.cli`` does.
+    """Without an image, as the demo runs it, and as ``python -m hggraph`` does.
 
     Warnings are errors, but PyG's own at its import. Optional libraries are loaded when needed only.
     """

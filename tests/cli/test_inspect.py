@@ -257,7 +257,7 @@ def test_bad_point(networks, photos, tmp_path, text):
 def test_wrong_network_or_image(networks, photos, tmp_path):
     out = tmp_path / "out"
     done = invoke(tmp_path / "no run", photos, "--out", out)
-    assert done.exit_code == 2 and "NETWORK: There is no folder" in words(done.output)
+    assert done.exit_code == 1 and "error: There is no folder" in done.stderr
     done = invoke(networks / "v2", tmp_path / "none.png", "--out", out)
     assert done.exit_code == 2 and not out.exists()
 

@@ -106,7 +106,7 @@ def test_wrong_model(photos, tmp_path):
 
 def test_publish_needs_a_known_network(run, tmp_path):
     done = invoke("publish", run, "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "TinyNet" in done.output
+    assert done.exit_code == 1 and "TinyNet" in done.stderr
 
 
 def test_help_of_the_trainer():

@@ -11,12 +11,14 @@ import urllib.request
 import zipfile
 from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hggraph.data import archives
-from hggraph.data.archives import download, extract, sha256_of
+from hggraph.data import _unpack, archives
+from hggraph.data.archives import download, extract, sha256_of, unpacked
 from hggraph.data.mask_reader import DatasetError
+from hggraph.engine import ImageData
 
 CONTENT = {"data/images/a.jpg": b"\xff\xd8image", "data/masks/a.png": b"mask" * 1000, "readme.txt": b"read"}
 URL = "https://example.org/data.zip"
@@ -165,7 +167,7 @@ def test_limits(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "headers"])
 def test_bombs(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_SMALL", 1000)  # bytes for which no ratio counts
+    monkeypatch.setattr(_unpack, "_SMALL", 1000)  # bytes for which no ratio counts
     path = tmp_path / "bomb"
     if kind == "zip":
         make_zip(path, [("zeros.bin", bytes(4_000_000))])
@@ -325,3 +327,81 @@ def test_a_gzip_that_is_no_tar(tmp_path):
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"words"))
     with pytest.raises(DatasetError, match="expected a whole zip or tar archive"):
         extract(tmp_path / "a.gz", tmp_path / "out")
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["crc", "length", "second header", "no end", "zip count", "zip end", "zip encoding"])
+def test_one_bit_that_the_libraries_let_pass(kind, tmp_path):
+    """Checksums behind the last file count, and a damaged header is not the end of a tar, nor of a zip."""
+    if kind.startswith("zip"):
+        path = make_zip(tmp_path / "a.zip", [("straße.txt", b"a" * 7)])
+        content = path.read_bytes()
+        central, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+        if kind == "zip encoding":
+            flip(path, central + 9, 3)  # UTF-8 or not
+        elif kind == "zip count":
+            flip(path, end + 10)
+        else:  # a table of no bytes: an archive of nothing
+            path.write_bytes(content[: end + 12] + bytes(4) + content[end + 16 :])
+    elif kind in ("crc", "length"):
+        path = make_tar(tmp_path / "a.tgz", CONTENT.items(), "w:gz")
+        flip(path, -6 if kind == "crc" else -3)
+    else:
+        path = make_tar(tmp_path / "a.tar", [("a.txt", b"a"), ("b.txt", b"b")])
+        if kind == "second header":
+            flip(path, 1024)
+        else:
+            path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(DatasetError, match=r"a\.\w+: expected a whole zip or tar archive, got .*; fetch it again"):
+        extract(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    inner = make_zip(tmp_path / "inner.zip", [("inside.txt", b"inner")])
+    path = make_tar(tmp_path / "a.tar", [("a.txt", b"a"), ("inner.zip", inner.read_bytes())])
+    assert [found.name for found in extract(path, tmp_path / "out")] == ["a.txt", "inner.zip"]
+
+
+def test_a_root_may_be_an_archive(tmp_path, monkeypatch):
+    """Unpacked once beside it, whole or not at all; a folder that is something else is never taken for it."""
+    data = ImageData(lambda root, split: SimpleNamespace(folder=Path(root, split)), str(tmp_path / "sets.v1.tar.gz"))
+    path = make_tar(tmp_path / "sets.v1.tar.gz", CONTENT.items(), "w:gz")
+    whole = path.read_bytes()
+    flip(path, -6)
+    with pytest.raises(DatasetError, match="expected a whole zip or tar archive"):
+        data.dataset("train")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    path.write_bytes(whole)
+    assert data.dataset("train").folder == tmp_path / "sets.v1/train"
+    assert {key: value for key, value in tree(tmp_path / "sets.v1").items() if key[0] != "."} == CONTENT
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "extract", None)  # it is not unpacked again
+        assert unpacked(path / "data/masks") == tmp_path / "sets.v1/data/masks"
+        assert unpacked(tmp_path / "sets.v1") == tmp_path / "sets.v1"
+    flip(path, -6)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(DatasetError, match=r"sets\.v1 is there already and is not what .*tar\.gz holds now; remove it"):
+        unpacked(path)
+    for other in (tmp_path / "none.zip", tmp_path / "words.txt", tmp_path):
+        (tmp_path / "words.txt").write_text("words")
+        assert unpacked(other) == other
+
+
+def test_a_root_that_another_process_unpacks_first(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "a.zip", CONTENT.items())
+    real = archives.extract
+
+    def slower(archive, folder):
+        monkeypatch.setattr(archives, "extract", real)
+        unpacked(path)
+        return real(archive, folder)
+
+    monkeypatch.setattr(archives, "extract", slower)
+    assert unpacked(path) == tmp_path / "a" and sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.zip"]

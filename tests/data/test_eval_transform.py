@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hggraph.data.transforms import EvalTransform
+from hggraph.data.transforms import EvalTransform, undo, undo_detections
 from tests.data.samples import PLAIN, blobs, objects, ramp, sides
 
 
@@ -19,9 +19,9 @@ def test_long_side_and_padding(height, width, long_side, multiple):
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
     assert max(tall, wide) == long_side
     assert out["image"].shape[1:] == (math.ceil(tall / multiple) * multiple, math.ceil(wide / multiple) * multiple)
-    assert out["size"] == (height, width)
-    padded = out["mask"] == 255
-    assert not padded[:tall, :wide].any() and padded.sum() == padded.numel() - tall * wide
+    assert out["size"] == (height, width) and out["shown"] == (tall, wide)
+    padded = torch.ones(out["image"].shape[1:], dtype=torch.bool)
+    padded[:tall, :wide] = False
     assert torch.equal(padded, (out["image"] == 0).all(0))
     logits = torch.randn(2, 3, *out["image"].shape[1:])
     assert transform.undo(logits, out["size"]).shape == (2, 3, height, width)
@@ -30,14 +30,25 @@ def test_long_side_and_padding(height, width, long_side, multiple):
 @settings(max_examples=50)
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 3), st.integers(1, 9))
 def test_undo_brings_labels_back(height, width, factor, multiple):
-    """Logits that say the transformed mask, brought back, say the mask."""
+    """Logits that say each pixel's label in the larger image, brought back, say the mask."""
     transform = EvalTransform(size=(height * factor, width * factor), multiple=multiple)
     sample = blobs(height, width)
     out = transform(sample)
-    logits = torch.nn.functional.one_hot(out["mask"].clamp(max=6), 7).movedim(-1, 0).float()
-    back = transform.undo(logits, out["size"]).argmax(0)
-    assert torch.equal(back, sample["mask"].long())
-    assert torch.equal(transform.undo(logits[None], out["size"])[0].argmax(0), back)
+    assert torch.equal(out["mask"], sample["mask"].long())
+    grown = sample["mask"].long().repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    logits = torch.randn(7, *out["image"].shape[1:])
+    logits[:, : grown.shape[0], : grown.shape[1]] = torch.nn.functional.one_hot(grown, 7).movedim(-1, 0).float()
+    back = transform.undo(logits, out["size"])
+    assert torch.equal(back.argmax(0), sample["mask"].long())
+    assert torch.equal(transform.undo(logits[None], out["size"])[0], back)
+    assert torch.equal(undo(logits, out["shown"], out["size"]), back)
+
+
+def test_undo_detections():
+    found = {"boxes": torch.tensor([[2.0, 4.0, 10.0, 8.0]]), "masks": torch.ones(1, 1, 24, 32), "scores": torch.ones(1)}
+    back = undo_detections(found, (24, 32), (48, 96))
+    assert back["boxes"].tolist() == [[6.0, 8.0, 30.0, 16.0]] and back["masks"].shape == (1, 1, 48, 96)
+    assert undo_detections(found, (24, 32), (24, 32)) is found
 
 
 def test_undo_is_aligned_with_the_image():
@@ -60,7 +71,7 @@ def test_evaluation_as_it_is():
 
 def test_mask_left_in_its_own_pixels():
     sample = objects()
-    out = EvalTransform(long_side=30, multiple=8, resize_mask=False)(sample)
+    out = EvalTransform(long_side=30, multiple=8)(sample)
     assert out["image"].shape == (3, 24, 32)
     assert torch.equal(out["mask"], sample["mask"].long()) and out["mask"].dtype == torch.int64
     assert torch.equal(out["boxes"], sample["boxes"].float()) and out["boxes"].canvas_size == (48, 64)
@@ -78,7 +89,6 @@ def test_evaluation_keeps_every_box():
         ({"size": (4,)}, "`size` must be"),
         ({"long_side": 0}, "`long_side`"),
         ({"multiple": 2.5}, "`multiple`"),
-        ({"resize_mask": None}, "`resize_mask`"),
         ({"mean": [], "std": []}, "a number for each channel"),
     ],
 )

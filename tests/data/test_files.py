@@ -1,15 +1,20 @@
 """A file is whole or not there, whoever interrupts its writing; graphs come back as they went."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch_geometric.data import Batch, Data
 
+from hggraph._files import write_together
 from hggraph.data import load_graph, save_graph, write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +87,28 @@ write_atomically(Path(sys.argv[1]), write)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("fault", ["third writer", "a folder in the way", "no folder"])
+def test_files_written_together_are_complete_or_absent(fault, tmp_path):
+    paths = [tmp_path / ("none" if fault == "no folder" else "") / name for name in ("a.txt", "b.txt", "c.txt")]
+    if fault != "no folder":
+        paths[0].write_text("old")
+    if fault == "a folder in the way":
+        paths[2].mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    write = full if fault == "third writer" else (lambda path: path.write_text("new"))
+    with pytest.raises(OSError) as error:
+        write_together({paths[0]: lambda path: path.write_text("new"), paths[1]: write, paths[2]: write})
+    assert error.value.filename == str(paths[{"third writer": 1, "a folder in the way": 2, "no folder": 0}[fault]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    if fault != "no folder":
+        assert paths[0].read_text() == "old"
+
+
 def test_kill_in_the_middle(tmp_path):
     path = tmp_path / "note.bin"
     path.write_bytes(b"old")
@@ -125,6 +152,48 @@ def test_graph_of_a_batch_is_small_and_loads_safely(tmp_path):
     assert (tmp_path / "a.pt").stat().st_size < 2 * 1000 * 8 * 4
     values = torch.load(tmp_path / "a.pt", weights_only=True)
     assert torch.equal(Data.from_dict(values).x, batch[3].x)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_graph_files(suffix, tmp_path):
+    """A changed bit is found, wherever it is; files without a hash still load; each error names the file."""
+    path = tmp_path / f"graph{suffix}"
+    data = graph()
+    save_graph(data, path)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        try:
+            back = load_graph(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: expected a graph")
+            refused += 1
+            continue
+        assert set(back.keys()) == set(data.keys())  # in the words around the hash alone
+        assert torch.equal(back.x, data.x) and torch.equal(back.edge_weight, data.edge_weight)
+    assert refused > 130
+    for content in (b"", whole[: len(whole) // 2], b"words" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: expected a graph as `save_graph` w")):
+            load_graph(path)
+    values = data.to_dict()
+    if suffix == ".pt":
+        torch.save(values, path)
+    else:
+        tensors = {key: value.contiguous() for key, value in values.items() if torch.is_tensor(value)}
+        safetensors.torch.save_file(tensors, path)
+    assert torch.equal(load_graph(path).x, data.x)
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / f"none{suffix}"))):
+        load_graph(tmp_path / f"none{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_attributes_that_no_file_can_hold_are_named(suffix, tmp_path):
+    for value in [object(), {1: 2}, 1j, b"a", np.zeros(2), torch.zeros(2, device="meta"), [{"a": {1}}]]:
+        with pytest.raises(ValueError, match=rf"`data\.wrong` must be a tensor, .* as {suffix} can hold, got "):
+            save_graph(Data(x=torch.zeros(2, 1), wrong=value), tmp_path / f"a{suffix}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_suffix(tmp_path):

@@ -63,9 +63,9 @@ def test_missing_and_extra(deepglobe):
     (deepglobe / "train/104_mask.png").unlink()
     (deepglobe / "train/105_sat.jpg").unlink()
     with pytest.raises(
-        DatasetError, match=r"has 2 problems:\n.*105_mask.png: a mask .*\n.*104_mask.png: missing, the m"
+        DatasetError, match=r"has 3 problems:\n.*\n.*105_mask.png: a mask .*\n.*104_mask.png: missing, the m"
     ):
-        DeepGlobeRoads(deepglobe, "trainval").check()
+        DeepGlobeRoads(deepglobe, "trainval").check(complete=True)
 
 
 def test_another_layout(deepglobe, tmp_path):

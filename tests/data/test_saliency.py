@@ -61,8 +61,8 @@ def test_what_is_wrong_is_told(tmp_path):
     (tmp_path / "gt/2.png").unlink()
     Image.new("L", (4, 3)).save(tmp_path / "gt/3.png")
     Image.new("L", (4, 4)).save(tmp_path / "gt/1.png")
-    with pytest.raises(DatasetError, match="has 3 problems") as error:
-        HKUIS(tmp_path).check()
+    with pytest.raises(DatasetError, match="has 4 problems") as error:
+        HKUIS(tmp_path).check(complete=True)
     text = str(error.value)
     assert "3.png: a mask without an image" in text and "2.png: missing, the mask" in text
     assert "1.png: expected a mask of its image's size, 4 x 3 pixels (1.png), got 4 x 4" in text

@@ -107,22 +107,22 @@ def test_check_names_each_problem_and_counts_them(tmp_path):
         return str(error.value).splitlines()
 
     by_header = problems()
-    assert by_header[0] == "SegmentationDataset(6 images, 3 classes) has 4 problems:"
+    assert by_header[0] == "SegmentationDataset(6 images, 3 classes) has 3 problems:"
     assert [re.search(r"(\w+)\.(png|jpg):", line).group(1) for line in by_header[1:]] == [
-        "lost",
         "size",
         "no_mask",
         "no_image",
     ]
-    assert by_header[1].endswith("lost.png: a mask without an image")
-    assert by_header[3].endswith("no_mask.png: missing, the mask")
-    assert by_header[4].endswith("no_image.jpg: missing, the image")
+    assert by_header[2].endswith("no_mask.png: missing, the mask")
+    assert by_header[3].endswith("no_image.jpg: missing, the image")
     whole = problems(labels=True)
-    assert whole[0].endswith("has 6 problems:")
-    assert "label.png: 24 pixels labelled outside the classes: 3; expected 0 to 2, 255" in whole[2]
+    assert whole[0].endswith("has 5 problems:")
+    assert "label.png: 24 pixels labelled outside the classes: 3; expected 0 to 2, 255" in whole[1]
     assert "broken.jpg: expected a whole image" in whole[-1]
-    assert problems(sizes=False)[0].endswith("has 3 problems:")
-    assert problems(sizes=False, complete=True)[1] == "  expected 7 images, as published, got 6"
+    assert problems(sizes=False)[0].endswith("has 2 problems:")
+    complete = problems(sizes=False, complete=True)
+    assert complete[1] == "  expected 7 images, as published, got 6"
+    assert complete[2].endswith("lost.png: a mask without an image")
 
 
 def test_check_shows_the_first_ten_of_many():
@@ -163,7 +163,7 @@ def read(reader, pixels, name="mask.png"):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        Image.fromarray(pixels).save(path)
+        (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path)
         return reader(path)
 
 
@@ -218,8 +218,20 @@ def test_brightness_is_cut_in_the_middle():
     assert read(BrightnessReader(), grey == 255).tolist() == [[0, 0, 0, 1]]
     assert read(BrightnessReader(), np.stack([grey] * 3, axis=-1)).tolist() == [[0, 0, 1, 1]]
     assert read(BrightnessReader(), np.zeros((2, 2), dtype=np.uint8)).tolist() == [[0, 0], [0, 0]]
-    with pytest.raises(DatasetError, match=r"got 0 and 1, .*; multiply the masks by 255"):
-        read(BrightnessReader(), np.array([[0, 1]], dtype=np.uint8))
+    assert read(BrightnessReader(), (grey * 257.0).astype(np.uint16)).tolist() == [[0, 0, 1, 1]]
+    numbers, dark = np.array([[0, 1, 3]], dtype=np.uint8), Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+    dark.putpalette([0, 0, 0, 0, 128, 0])
+    for mask in (numbers, numbers.astype(np.uint16), dark, np.array([[0, 127]], dtype=np.uint8)):
+        with pytest.raises(DatasetError, match=r"got nothing brighter than .* which would all count as black"):
+            read(BrightnessReader(), mask)
+    assert read(BrightnessReader(faintest=1 / 12), np.array([[0, 127]], dtype=np.uint8)).tolist() == [[0, 0]]
+
+
+def test_colours_that_compression_changes(tmp_path):
+    for name in ("a.jpg", "a.webp"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        with pytest.raises(ImageError, match="which changes numbers; store labels as PNG"):
+            ColorReader({(0, 0, 0): 0})(tmp_path / name)
 
 
 def test_plot_shows_image_mask_and_both(tmp_path):

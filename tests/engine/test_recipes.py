@@ -10,8 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from hggraph.engine import ImageData, Task
-from hggraph.engine.task import find_task
-from hggraph.engine.trained import DEFAULT_TASK
+from hggraph.engine.task import DEFAULT_TASK, find_task
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -120,3 +120,58 @@ def test_region_graph(tmp_path):
     )
     edges = graph.edges(data=True)
     assert written == sorted((s, t, a["edge_type"], a["edge_weight"]) for s, t, a in edges)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"edge_weight": torch.rand(4, 1)}, ["edge_weight"]),
+        ({"edge_weight": torch.rand(4, 2)}, ["edge_weight_0", "edge_weight_1"]),
+        ({"edge_weight": torch.rand(4, 2, 2)}, [f"edge_weight_{i}" for i in range(4)]),
+        ({"edge_type": torch.tensor([[3], [5], [4], [255]], dtype=torch.uint8)}, ["edge_type"]),
+        ({"edge_weight": torch.tensor([True, False, True, True])}, ["edge_weight"]),
+        ({"edge_weight": torch.tensor([1.5, torch.nan, torch.inf, -torch.inf]).half()}, ["edge_weight"]),
+        ({"edge_weight": torch.rand(4).bfloat16()}, ["edge_weight"]),
+        ({"edge_weight": torch.empty(4, 0)}, []),
+        ({"edge_weight": None, "area": None}, []),
+    ],
+)
+def test_attributes_of_other_shapes_and_dtypes(values, names, tmp_path):
+    """As PyG layers take them; through GraphML and back, each number under a name of its own."""
+    data = small_graph()
+    del data.edge_type, data.edge_weight
+    for name, value in values.items():
+        data[name] = value
+    nx.write_graphml(to_networkx(data), tmp_path / "graph.graphml")
+    edges = nx.read_graphml(tmp_path / "graph.graphml", node_type=int, force_multigraph=True).edges(data=True)
+    assert all(sorted(attributes) == names for _, _, attributes in edges)
+    rows = torch.tensor([[float(attributes[name]) for name in names] for _, _, attributes in edges])
+    expected = [value for key, value in values.items() if key.startswith("edge") and value is not None]
+    for value in expected:
+        torch.testing.assert_close(rows.view(value.shape), value.float(), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("edge_weight", torch.rand(4, dtype=torch.complex64), TypeError),
+        ("edge_weight", [1.0, 2.0, 3.0, 4.0], TypeError),
+        ("edge_weight", "heavy", TypeError),
+        ("edge_weight", torch.rand(4).to_sparse(), TypeError),
+        ("edge_weight", torch.rand(4, device="meta"), TypeError),
+        ("edge_weight", torch.rand(3), ValueError),
+        ("edge_type", torch.tensor(1), ValueError),
+        ("area", torch.rand(2), ValueError),
+        ("pos", torch.rand(2, 2), ValueError),
+        ("edge_index", torch.tensor([[0.0], [1.0]]), TypeError),
+        ("edge_index", torch.tensor([0, 1]), ValueError),
+        ("edge_index", torch.tensor([[0], [7]]), ValueError),
+        ("edge_index", torch.tensor([[0], [-1]]), ValueError),
+        ("edge_index", None, TypeError),
+    ],
+)
+def test_attributes_that_cannot_be_written_are_named(name, value, error):
+    data = small_graph()
+    data[name] = value
+    with pytest.raises(error, match=rf"`data\.{name}` must "):
+        to_networkx(data)

@@ -143,20 +143,20 @@ def test_too_large_images(tmp_path, photos):
 def test_a_full_disk_ends_the_job(tmp_path, photos, monkeypatch):
     saved = []
 
-    def save(labels, path, *arguments, **options):
+    def save(files):
         if saved:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        saved.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device", str(next(iter(files))))
+        saved.append(files)
 
-    monkeypatch.setattr(folder_module, "save_labels", save)
+    monkeypatch.setattr(folder_module, "write_together", save)
     with pytest.raises(OSError, match="No space left"):
         predict_folder(Predictor(network()), [photos], tmp_path / "out", **STATISTICS, console=silent())
     assert len(saved) == 1
 
-    def refuse(labels, path, *arguments, **options):
+    def refuse(files):
         raise OSError(errno.ENAMETOOLONG, "File name too long")
 
-    monkeypatch.setattr(folder_module, "save_labels", refuse)
+    monkeypatch.setattr(folder_module, "write_together", refuse)
     result = predict_folder(Predictor(network()), [photos], tmp_path / "out", **STATISTICS, console=silent())
     assert len(result.failed) == 4 and not result.done and result.images_per_second == 0
 
@@ -175,7 +175,7 @@ def test_bad_arguments(tmp_path, photos):
     cases = [
         ({"paths": [tmp_path / "none"]}, ImageError, "does not exist"),
         ({"mean": [0.5]}, ValueError, r"`mean` must be red, green and blue, got \[0.5\]"),
-        ({"std": [0.5, 0, 1]}, ValueError, "`std` must be positive"),
+        ({"std": [0.5, 0, 1]}, ValueError, "`std` above 0"),
         ({"palette": [(0, 0, 400)]}, ValueError, "`palette` must hold red, green and blue"),
         ({"regions": True}, TypeError, "Conv2d has no regions to return"),
     ]

@@ -130,24 +130,28 @@ def test_probabilities_that_cannot_be_written(tmp_path, found, name, text):
 
 @pytest.mark.parametrize("lying", [False, True])
 def test_overlay_is_the_mixture(tmp_path, lying):
-    """Inside, opacity times the colour; where labels meet, half of the photo that was left; hidden ones unpainted."""
+    """Inside, opacity times the colour; where labels meet, half of the photo that was left; hidden ones unpainted.
+
+    The second palette gives label 0, the background, a colour; in the first it is black, which is no paint.
+    """
     image = torch.rand(3, 6, 12)
     labels = torch.zeros(6, 12, dtype=torch.long)
     labels[:, 4:8], labels[:, 8:] = 1, 255
 
-    def overlay(**options):
+    def overlay(palette=PALETTE, **options):
         given = (image.transpose(1, 2), labels.t()) if lying else (image, labels)
-        save_overlay(*given, tmp_path / "a.png", PALETTE, opacity=0.4, **options)
+        save_overlay(*given, tmp_path / "a.png", palette, opacity=0.4, **options)
         found = np.array(opened(tmp_path / "a.png")).astype(float)
         return found.transpose(1, 0, 2) if lying else found
 
-    found = overlay()
     photo = image.permute(1, 2, 0).numpy() * 255
-    for column in range(12):
-        color = np.array(PALETTE[min(labels[0, column].item(), 1)])
-        weight = 0 if column >= 8 else 0.7 if column in (3, 4, 7) else 0.4
-        expected = (1 - weight) * photo[:, column] + weight * color
-        np.testing.assert_allclose(found[:, column], expected, rtol=0, atol=0.51)
+    for palette in (PALETTE, [(0, 0, 9), *PALETTE[1:]]):
+        found = overlay(palette)
+        for column in range(12):
+            color = np.array(palette[min(labels[0, column].item(), 1)])
+            weight = 0 if column >= 8 or not color.any() else 0.7 if column in (3, 4, 7) else 0.4
+            expected = (1 - weight) * photo[:, column] + weight * color
+            np.testing.assert_allclose(found[:, column], expected, rtol=0, atol=0.51)
     np.testing.assert_allclose(overlay(hidden=(0, 1, 255)), photo, rtol=0, atol=0.51)
 
 

@@ -6,11 +6,10 @@ import rasterio
 import torch
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from torch import nn
 
-from hggraph.inference import raster, windows
+from hggraph.inference import _raster_source, windows
 from hggraph.inference.predictor import Predictor
 from hggraph.inference.raster import predict_raster
 from tests.inference.rasters import PLACE, STATISTICS, network, normalised, pixels, read, write
@@ -74,7 +73,7 @@ def test_tiles_are_compressed_once(tmp_path, monkeypatch):
     """Not again and again, leaving gaps in the file, when a row of tiles of all classes is more than GDAL caches."""
     source, sizes = write(tmp_path / "a.tif", pixels(300, 700)), []
     for cache in (1 << 20, 64 << 20):
-        monkeypatch.setattr(raster, "CACHE", cache)
+        monkeypatch.setattr(_raster_source, "CACHE", cache)
         result = predict_raster(
             Predictor(network(classes=8)), source, tmp_path / "b.tif", **STATISTICS, window=200, probabilities=True
         )
@@ -85,8 +84,11 @@ def test_tiles_are_compressed_once(tmp_path, monkeypatch):
 ROTATED = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(2, -3)
 
 
-@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, Affine(1e-4, 0, 13.1, 0, -2e-4, 52.5)])
-@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326", None])
+SOUTH_UP = Affine(2, 0, 5e5, 0, 2, 5e6)
+
+
+@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, SOUTH_UP, Affine(1e-4, 0, 13.1, 0, -2e-4, 52.5)])
+@pytest.mark.parametrize("crs", ["EPSG:32633", None])
 def test_georeference_survives(tmp_path, transform, crs):
     source = write(tmp_path / "image.tif", pixels(40, 60), crs=crs, transform=transform)
     out = tmp_path / "labels.tif"
@@ -98,7 +100,7 @@ def test_georeference_survives(tmp_path, transform, crs):
         assert after.profile["tiled"] and after.profile["compress"] == "deflate"
 
 
-@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, Affine.identity()])
+@pytest.mark.parametrize("transform", [PLACE["transform"], ROTATED, SOUTH_UP, Affine.identity()])
 def test_part_of_a_raster(tmp_path, transform):
     array = pixels(60, 80)
     source, out = write(tmp_path / "image.tif", array, transform=transform), tmp_path / "labels.tif"
@@ -156,106 +158,21 @@ def test_control_points_and_polynomials_survive(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "b.tif"]
 
 
-@pytest.mark.parametrize(
-    ("bands", "dtype", "full_scale"),
-    [
-        (1, "uint8", 255),
-        (4, "uint8", 255),
-        (4, "uint16", 65535),
-        (2, "int16", 32767),
-        (3, "float32", 1),
-        (2, "float64", 1),
-    ],
-)
-def test_types_and_numbers_of_bands(tmp_path, bands, dtype, full_scale):
-    array = pixels(30, 40, bands, dtype)
-    mean, std = [0.1 * (i + 1) for i in range(bands)], [0.2 + 0.1 * i for i in range(bands)]
-    source = write(tmp_path / "a.tif", array, photometric="minisblack")
-    net = network(bands)
-    result = predict_raster(
-        Predictor(net), source, tmp_path / "b.tif", mean=mean, std=std, window=24, overlap=8, probabilities=True
+@pytest.mark.parametrize("transform", ["", "<GeoTransform>5, 2, 0, 9, 0, -2</GeoTransform>"])
+def test_control_points_without_a_coordinate_system(tmp_path, transform):
+    """They survive; a transform beside them counts more, as in GDAL's own tools."""
+    write(tmp_path / "a.tif", pixels(4, 5, 1))
+    points = "".join(f'<GCP Pixel="{x}" Line="{y}" X="1{x}" Y="5{y}"/>' for x, y in [(0, 0), (5, 0), (0, 4)])
+    (tmp_path / "a.vrt").write_text(
+        f'<VRTDataset rasterXSize="5" rasterYSize="4">{transform}<GCPList>{points}</GCPList>'
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename relativeToVRT="1">a.tif</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
     )
-    x = normalised(array, full_scale, mean, std)
-    expected = Predictor(net, window=24, overlap=8)(x[None])[0]
-    np.testing.assert_allclose(read(result.probabilities)[0], expected.numpy(), rtol=0, atol=3e-6)
-
-
-def test_full_scale_bands_and_one_number_for_all(tmp_path):
-    array = pixels(20, 20, 4, "uint16") // 32  # eleven bits
-    source = write(tmp_path / "a.tif", array, photometric="minisblack")
-    net = network(3)
-    result = predict_raster(
-        Predictor(net),
-        source,
-        tmp_path / "b.tif",
-        mean=[0.5],
-        std=[0.25],
-        bands=[4, 1, 2],
-        full_scale=2047,
-        probabilities=True,
-    )
-    expected = Predictor(net)(normalised(array[[3, 0, 1]], 2047, [0.5], [0.25])[None])[0]
-    np.testing.assert_allclose(read(result.probabilities)[0], expected.numpy(), rtol=0, atol=1e-6)
-
-
-def test_alpha_is_a_mask_and_no_band(tmp_path):
-    array = pixels(40, 50, 4)
-    array[3] = 255
-    array[3, :, 30:] = 0
-    source = write(tmp_path / "a.tif", array, photometric="rgb", alpha="yes")
-    with rasterio.open(source) as file:
-        assert file.colorinterp[3] == ColorInterp.alpha
-    out = tmp_path / "b.tif"
-    predict_raster(Predictor(network()), source, out, **STATISTICS)
-    labels, profile = read(out)
-    assert profile["nodata"] == 255
-    assert (labels[0, :, 30:] == 255).all() and (labels[0, :, :30] < 4).all()
-
-
-@pytest.mark.parametrize("how", ["file", "argument", "nan"])
-def test_pixels_without_data(tmp_path, how):
-    """They are the mean for the network, their windows are skipped, and the result says that they are none."""
-    array = pixels(100, 120, dtype="float32")
-    empty = np.zeros((100, 120), dtype=bool)
-    empty[:, 60:] = True
-    empty[10:14, 5:9] = True
-    value = np.nan if how == "nan" else -9999.0
-    array[:, empty] = value
-    array[0, 50, 10] = -9999.0  # in one band alone it is a number
-    source = write(tmp_path / "a.tif", array, nodata=-9999.0 if how == "file" else None)
-    seen = []
-    net = network()
-    net.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-    result = predict_raster(
-        Predictor(net),
-        source,
-        tmp_path / "b.tif",
-        **STATISTICS,
-        window=20,
-        overlap=4,
-        nodata=-9999.0 if how == "argument" else None,
-        probabilities=True,
-    )
-    columns = windows.cut(120, 20, 4).starts
-    rows = windows.cut(100, 20, 4).starts
-    assert len(seen) == len(rows) * sum(start < 60 for start in columns)
-    assert all(x.isfinite().all() and (x.abs().amax(1) < 1e6).all() for x in seen)
-    labels, profile = read(result.labels)
-    assert profile["nodata"] == 255
-    assert ((labels[0] == 255) == empty).all()
-    probabilities, profile = read(result.probabilities)
-    assert np.isnan(profile["nodata"]) and (np.isnan(probabilities) == empty).all()
-    x = normalised(array, 1, **STATISTICS).masked_fill(torch.from_numpy(empty), 0)
-    expected = Predictor(net, window=20, overlap=4)(x[None])[0]
-    np.testing.assert_allclose(probabilities[:, ~empty], expected.numpy()[:, ~empty], rtol=0, atol=3e-6)
-
-
-def test_no_data_at_all(tmp_path):
-    source = write(tmp_path / "a.tif", np.zeros((3, 50, 50), np.uint8), nodata=0)
-    result = predict_raster(
-        Predictor(network()), source, tmp_path / "b.tif", **STATISTICS, window=16, overlap=4, probabilities=True
-    )
-    assert (read(result.labels)[0] == 255).all() and np.isnan(read(result.probabilities)[0]).all()
+    predict_raster(Predictor(network(1)), tmp_path / "a.vrt", tmp_path / "b.tif", mean=[0.5], std=[0.25])
+    with rasterio.open(tmp_path / "b.tif") as file:
+        found = [(p.col, p.row, p.x, p.y) for p in file.gcps[0]]
+        assert found == ([] if transform else [(0, 0, 10, 50), (5, 0, 15, 50), (0, 4, 10, 54)])
+        assert file.transform == (Affine(2, 0, 5, 0, -2, 9) if transform else Affine.identity())
 
 
 def test_palette_and_one_class(tmp_path):
@@ -274,13 +191,19 @@ def test_palette_and_one_class(tmp_path):
         predict_raster(Predictor(network()), source, out, **STATISTICS, palette=palette)
 
 
-def test_many_classes(tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "kind", "empty"), [(255, "uint8", 255), (256, "uint16", 65535), (300, "uint16", 65535)]
+)
+def test_many_classes(tmp_path, classes, kind, empty):
+    """No label is the number for no data, and each has its colour."""
+
     class Counter(nn.Module):
         def forward(self, x):
-            return torch.arange(300.0).view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
+            return torch.arange(float(classes)).view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
 
-    result = predict_raster(
-        Predictor(Counter()), write(tmp_path / "a.tif", pixels(9, 9)), tmp_path / "b.tif", **STATISTICS
-    )
-    labels, profile = read(result.labels)
-    assert profile["dtype"] == "uint16" and profile["nodata"] == 65535 and (labels == 299).all()
+    source, palette = write(tmp_path / "a.tif", pixels(9, 9)), [(i % 256, i // 256, 7) for i in range(classes)]
+    result = predict_raster(Predictor(Counter()), source, tmp_path / "b.tif", **STATISTICS, palette=palette)
+    with rasterio.open(result.labels) as file:
+        table = file.colormap(1)
+        assert file.dtypes == (kind,) and file.nodata == empty and (file.read(1) == classes - 1).all()
+    assert [table[label][:3] for label in range(classes)] == palette and table[empty] == (0, 0, 0, 0)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import rasterio
 from torch import nn
@@ -24,15 +23,17 @@ def leftovers(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_files_that_are_no_rasters(tmp_path):
+def test_files_that_are_no_rasters(tmp_path, capfd):
     out = tmp_path / "labels.tif"
     out.write_bytes(b"yesterday's")
     (tmp_path / "text.tif").write_text("not a raster")
     (tmp_path / "empty.tif").touch()
-    for name in ("text.tif", "empty.tif", "none.tif", "."):
+    (tmp_path / "no text.vrt").write_bytes(b"<VRTDataset \xbe>")  # which GDAL quotes, and rasterio cannot log
+    for name in ("text.tif", "empty.tif", "none.tif", ".", "no text.vrt", "\udce9.tif"):
         with pytest.raises(ImageError, match=r"expected a raster that GDAL reads, got none .*check the name"):
             predict_raster(Predictor(network()), tmp_path / name, out, **STATISTICS)
     assert out.read_bytes() == b"yesterday's" and not leftovers(tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_damaged_raster_keeps_the_old_result(tmp_path):
@@ -48,6 +49,16 @@ def test_damaged_raster_keeps_the_old_result(tmp_path):
         predict_raster(Predictor(network()), source, out, **STATISTICS, window=64, overlap=16, probabilities=True)
     assert out.read_bytes() == b"yesterday's" and not leftovers(tmp_path)
     assert (tmp_path / "labels_probabilities.tif").read_bytes() == b"and its"
+
+
+def test_damaged_jpeg_is_noticed(tmp_path):
+    """GDAL warns of it alone, unless it is told to."""
+    source = write(tmp_path / "a.jpg", pixels(200, 200), driver="JPEG")
+    damaged = bytearray(source.read_bytes())
+    damaged[len(damaged) // 2 :: 97] = bytes(len(damaged[len(damaged) // 2 :: 97]))
+    source.write_bytes(damaged)
+    with pytest.raises(ImageError, match=r"a\.jpg: expected a whole raster, got one that cannot be read at rows 0 to"):
+        predict_raster(Predictor(network()), source, tmp_path / "b.tif", **STATISTICS)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("out of memory")])
@@ -72,9 +83,20 @@ def test_bad_arguments(tmp_path):
         ({"out": source}, ValueError, "would be written over the raster"),
         ({"out": tmp_path / "none" / "b.tif"}, FileNotFoundError, "There is no folder .*none for the result"),
         ({"mean": [0.5, 0.5]}, ValueError, r"`mean` must be one number or one for each of 3 bands, got \[0.5, 0.5\]"),
-        ({"std": [0.0]}, ValueError, "`std` and `full_scale` must be positive"),
-        ({"mean": [float("nan")]}, ValueError, "`mean` must be"),
+        ({"mean": []}, ValueError, r"`mean` must be one number or one for each of 3 bands, got \[\]"),
+        ({"mean": [float("nan")]}, ValueError, r"`mean` must be finite numbers, got \[nan\]"),
+        ({"std": [float("inf")]}, ValueError, r"`std` must be finite numbers, got \[inf\]"),
+        ({"std": [0.5, 0.0, 0.5]}, ValueError, r"`std` must be positive, got \[0.5, 0.0, 0.5\]"),
+        ({"full_scale": 0.0}, ValueError, r"`full_scale` must be a positive number, got 0\.0"),
+        ({"full_scale": float("nan")}, ValueError, "`full_scale` must be a positive number, got nan"),
+        ({"nodata": -9999.0}, ValueError, "`nodata` must be a whole number from 0 to 255 for a band of uint8"),
+        ({"nodata": 0.5}, ValueError, r"`nodata` must be a whole number .* got 0\.5"),
+        ({"bounds": (4, 3, 2, 5)}, ValueError, r"`bounds` must be .* with left < right and bottom < top, got \(4,"),
+        ({"bounds": (0, float("nan"), 2, 5)}, ValueError, r"`bounds` must be \(left, bottom, right, top\)"),
+        ({"bounds": (500_040, 4_999_980, 500_060, 5e6)}, ValueError, "`bounds` must overlap the raster's"),  # touch
         ({"bands": [1, 2, 4]}, ImageError, r"expected bands from 1 to 3, got \[1, 2, 4\]"),
+        ({"bands": [0]}, ImageError, r"expected bands from 1 to 3, got \[0\]"),
+        ({"bands": [True, 2.0]}, ImageError, r"expected bands from 1 to 3, got \[True, 2\.0\]"),
         ({"bands": []}, ImageError, "expected bands from 1 to 3, got none"),
         ({"window": 0}, ValueError, "`window` must be a whole number >= 1"),
         (
@@ -88,10 +110,23 @@ def test_bad_arguments(tmp_path):
             predict_raster(predictor, **{"path": source, "out": out, **STATISTICS, **options})
     with pytest.raises(ImageError, match="expected 4 bands for OneByOne, got 3; choose with `bands`"):
         predict_raster(Predictor(OneByOne(4, 2)), source, out, **STATISTICS)
-    complex_numbers = write(tmp_path / "c.tif", np.zeros((1, 5, 5), np.complex64))
-    with pytest.raises(ImageError, match="expected bands of real numbers, got complex64"):
-        predict_raster(Predictor(network()), complex_numbers, out, **STATISTICS)
+    flat = write(tmp_path / "flat.tif", pixels(20, 20), transform=rasterio.Affine(1, 1, 0, 1, 1, 0))
+    with pytest.raises(ImageError, match="`bounds` need a transform that can be inverted, got"):
+        predict_raster(predictor, flat, out, **STATISTICS, bounds=(0, 0, 5, 5))
     assert not out.exists() and not leftovers(tmp_path)
+
+
+def test_a_result_is_not_written_over_what_a_virtual_raster_reads(tmp_path):
+    source = write(tmp_path / "tile.tif", pixels(20, 20))
+    virtual_raster(tmp_path / "a.vrt", 20, 20)
+    (tmp_path / "b.vrt").write_text((tmp_path / "a.vrt").read_text().replace("tile.tif", "a.vrt"))
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"would be written over the raster .*tile\.tif"):
+        predict_raster(Predictor(network()), tmp_path / "b.vrt", source, **STATISTICS)
+    source.rename(tmp_path / "moved.tif")
+    with pytest.raises(ImageError, match=r"b\.vrt: .* cannot be read at rows 0 to 20, .*tile\.tif"):
+        predict_raster(Predictor(network()), tmp_path / "b.vrt", tmp_path / "out.tif", **STATISTICS)
+    assert (tmp_path / "moved.tif").read_bytes() == before and not (tmp_path / "out.tif").exists()
 
 
 def test_folder_that_cannot_be_written_to(tmp_path):

@@ -57,7 +57,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_download_that_fails(monkeypatch):
-    def fail(repository, name):
+    def fail(repository, name, **options):
         raise OSError(f"no route to {repository}/{name}")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
@@ -69,7 +69,7 @@ def test_download_that_fails(monkeypatch):
 
 def test_download(monkeypatch, file):
     asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *what: asked.append(what) or str(file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *what, **options: asked.append(what) or str(file))
     net = create_backbone("resnet18", pretrained=True)
     want = create_backbone("resnet18", pretrained=file)
     assert asked == [("timm/resnet18.a1_in1k", "model.safetensors")]

@@ -1,4 +1,4 @@
-"""``python -m hggraph.cli``: the same as the command ``hggraph``."""
+"""``python -m hggraph``: the same as the command ``hggraph``."""
 
 from hggraph.cli import app
 
