@@ -86,6 +86,8 @@ def run(command: str, arguments: list[str]) -> None:
 
 def _start(command: str, cli: _RunCLI) -> None:
     folder, path = Path(cli.trainer.default_root_dir), cli.config.ckpt_path
+    if path in ("best", "last"):  # as Lightning names them
+        path = best_checkpoint(folder) if path == "best" else latest_checkpoint(folder / "checkpoints")
     if command != "fit":
         path = path or best_checkpoint(folder)
         if path is None:
@@ -150,7 +152,10 @@ class _Parser(LightningArgumentParser):
         if not self.exit_on_error:  # the parser of a part, while alternatives are tried
             super().error(message, ex)
         text = harmless(" ".join((message + _near(self, message)).split()))
-        self.exit(2, f"error: {text.rstrip('.')}. --help lists all options and their defaults.\n")
+        self.exit(
+            2,
+            f"error: {text.rstrip('.')}{'' if text.endswith('?') else '.'} --help lists all options and their defaults.\n",
+        )
 
 
 class _RunCLI(LightningCLI):

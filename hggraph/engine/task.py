@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
+from hggraph.data.loading import length_of
 from hggraph.engine.checkpoint import check_parameters
-from hggraph.engine.loading import length_of
 from hggraph.engine.schedule import SCHEDULED, UnderWarmUp, WarmUp, poly_schedule
 
 __all__ = ["DEFAULT_TASK", "OptimizerMaker", "SchedulerMaker", "Task", "find_task"]
