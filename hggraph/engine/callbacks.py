@@ -18,9 +18,9 @@ from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
 from hggraph._screen import screen
+from hggraph.data.loading import SeededSamples, length_of
 from hggraph.data.transforms import undo
 from hggraph.engine.data_module import ImageData
-from hggraph.engine.loading import SeededSamples, length_of
 from hggraph.engine.segmentation import SegmentationTask
 from hggraph.engine.task import Task
 from hggraph.viz import save_figure

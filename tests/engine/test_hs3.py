@@ -12,9 +12,9 @@ from hggraph import SoftSLIC
 from hggraph.cli import app
 from hggraph.data import HeldOut
 from hggraph.engine.hs3 import _trained, analyse_run, second_phase
-from hggraph.engine.hs3_analysis import analyse
 from hggraph.engine.run import run
 from hggraph.metrics import MeanIoU
+from hggraph.metrics.tap_confusion import analyse
 from hggraph.models import from_pretrained, hg_resnet
 from hggraph.models.pretrained import publish
 from hggraph.schemes.hs3 import Grouping, mean_iou, read_groupings, tapped, write_groupings

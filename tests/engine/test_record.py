@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from hggraph.engine.loading import EpochBatches
+from hggraph.data.loading import EpochBatches
 from hggraph.engine.record import RunError
 from hggraph.engine.run import run
 from tests.engine.toys import write_recipe
