@@ -124,10 +124,10 @@ class VideoFolder(Dataset[dict[str, Any]]):
             try:
                 if labels:
                     self[index]
-                elif path.is_dir():
-                    _same_size(path, [image_size(frame) for frame in _frames(path) if sizes])
-                else:
+                elif not path.is_dir():
                     _check_file(path)
+                elif sizes:
+                    _same_size(path, [image_size(frame) for frame in _frames(path)])
             except (ImageError, DatasetError) as error:
                 problems.append(str(error).rstrip("."))
         raise_problems(repr(self), problems)

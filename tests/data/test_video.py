@@ -122,7 +122,7 @@ def test_two_of_one_name(tmp_path):
         Path(tmp_path, path).parent.mkdir(parents=True, exist_ok=True)
         Path(tmp_path, path).write_bytes(b"x")
     dataset = VideoFolder(tmp_path, None)
-    for look in (lambda: dataset.check(sizes=False), dataset.check, lambda: dataset[1]):
+    for look in (dataset.check, lambda: dataset[1]):
         with pytest.raises(DatasetError, match=r"img_1\.png and img_1\.jpg have one name; which is meant"):
             look()
     for twin, text in (("a/x.avi", r"x\.mp4 and x\.avi"), ("a/x/1.png", r"a/x and x\.mp4")):
