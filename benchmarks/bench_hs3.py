@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from hggraph.benchmarks._measure import Report, agree
 from hggraph.benchmarks._setting import options
-from hggraph.engine.hs3_analysis import analyse
 from hggraph.metrics import ConfusionMatrix
+from hggraph.metrics.tap_confusion import analyse
 from hggraph.models import hg_hrnet
 from hggraph.schemes.hs3 import spectral_groupings, tapped
 

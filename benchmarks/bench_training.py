@@ -26,7 +26,7 @@ from hggraph.benchmarks._setting import Setting, options
 from hggraph.benchmarks._timing import Timing
 from hggraph.benchmarks.bench_networks import one_region_per_pixel
 from hggraph.data import FolderDataset, TrainTransform, sample_photo
-from hggraph.engine.loading import EpochBatches, SeededSamples, collate
+from hggraph.data.loading import EpochBatches, SeededSamples, collate
 from hggraph.models import hg_resnet
 from hggraph.nn import CrossEntropy, OutputLoss
 

@@ -56,7 +56,7 @@ def one_line(error: BaseException) -> str:
         ('too few', 'a b.png: No such file or directory')
     """
     text = str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     return harmless(" ".join(text.split())) or kind

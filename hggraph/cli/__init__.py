@@ -8,7 +8,7 @@ import typer
 
 import hggraph._pyg  # first: it silences one warning
 from hggraph._screen import screen
-from hggraph.cli._errors import Commands
+from hggraph.cli._errors import TRACEBACK, Commands
 from hggraph.cli.bench import run_benchmarks
 from hggraph.cli.count import count_operations
 from hggraph.cli.graph import make_graphs
@@ -24,6 +24,7 @@ __all__ = ["app"]
 app = typer.Typer(
     name="hggraph",
     cls=Commands,
+    epilog=f"{TRACEBACK}=1 in the environment shows where an error arose.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,

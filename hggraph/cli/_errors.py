@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import sys
@@ -14,7 +13,7 @@ from typer.core import TyperGroup
 
 from hggraph._screen import harmless, one_line, screen
 
-__all__ = ["Commands", "no_room"]
+__all__ = ["TRACEBACK", "Commands"]
 
 TRACEBACK = "HGGRAPH_TRACEBACK"
 # what Python raises of code that is wrong; everything else says what a file, an option or a machine lacks
@@ -41,7 +40,7 @@ class Commands(TyperGroup):
         try:
             # without "standalone" the errors of the command line come through, and an exit is a number
             code = super().main(*args, **options | {"standalone_mode": False})
-            sys.stdout.flush()
+            print(end="", flush=True)  # a full disk shows here, not after the end; of a closed output nothing is asked
         except typer.Abort:
             code = 130
         except BrokenPipeError:
@@ -55,16 +54,6 @@ class Commands(TyperGroup):
         if code == 130:
             _report("interrupted")
         sys.exit(code if isinstance(code, int) else 0)
-
-
-def no_room(error: BaseException) -> bool:
-    """Say whether an error will meet every file that is still to be written: a full or a read-only disk.
-
-    Example:
-        >>> no_room(OSError(errno.ENOSPC, "No space left on device")), no_room(ValueError("too small"))
-        (True, False)
-    """
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _said(error: Exception) -> str | None:

@@ -13,9 +13,9 @@ import typer
 from rich.progress import track
 from torch import Tensor
 
+from hggraph._files import NO_ROOM
 from hggraph._screen import harmless, one_line, screen
 from hggraph.cli._device import device_of
-from hggraph.cli._errors import no_room
 from hggraph.cli.inputs import Job, plan_jobs
 from hggraph.data import list_images, load_labels, load_pixels
 from hggraph.viz import affinity_figure, error_figure, mask_figure, save_figure, unity_figure
@@ -111,7 +111,7 @@ def inspect_network(
             convert(job, target)
         # what one image can do wrong; a mistake in the program is not hidden, nor a full disk
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if no_room(error):
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
             failed += 1
             text = one_line(error)

@@ -22,7 +22,7 @@ def fit(context: typer.Context) -> None:
     hggraph fit --config recipes/camvid_hg_resnet18.yaml --data.root FOLDER
 
     Every key of a recipe is an option too: --trainer.max_epochs 10. --help lists all of them. Results go to runs/ and
-    the recipe's name, or to --out.
+    the recipe's name, or to --out. A run goes on with other options that change what is trained only by --change.
     """
     _run("fit", context.args)
 
@@ -30,13 +30,13 @@ def fit(context: typer.Context) -> None:
 def validate(context: typer.Context) -> None:
     """Evaluate a run on the validation split: hggraph validate --config runs/NAME/config.yaml.
 
-    Takes the best checkpoint of the run and writes results-val.json there.
+    Takes the best checkpoint of the run, or --ckpt_path, and writes results-val.json there, or the next free name.
     """
     _run("validate", context.args)
 
 
 def test(context: typer.Context) -> None:
-    """Evaluate a run on the test split: hggraph test --config runs/NAME/config.yaml."""
+    """Evaluate a run on the test split, data.test_split: hggraph test --config runs/NAME/config.yaml."""
     _run("test", context.args)
 
 

@@ -39,7 +39,9 @@ def decode_photo(
                 grey = unit(path, np.array(image), 1 if image.mode == "F" else 65535)
                 flat = _flat(grey, None, mode)
             else:
-                flat = np.array(_over(path, image, "white" if mode == "RGB" else "black").convert(mode))
+                over = _over(path, image, "white" if mode == "RGB" else "black")
+                over = over.convert("RGB") if over.mode == "LAB" else over  # Pillow knows no other way
+                flat = np.array(over.convert(mode))
             return _turned(flat, _orientation(image)) if upright else flat
 
 
@@ -56,6 +58,9 @@ def decode_numbers(path: Path, max_pixels: int) -> NDArray[Any]:
         with _opened(path, max_pixels) as image:
             _check_lossless(path, image)
             numbers = _png_numbers(path, image, max_pixels) if image.format == "PNG" else np.array(image)
+            if image.format == "WEBP" and numbers.shape[2:] == (4,) and not numbers[..., 3].all():
+                got = "transparent parts, where WebP does not keep numbers"
+                raise image_error(path, "labels, stored as they are", got, "store labels as PNG")
             return _turned(numbers, _orientation(image))
 
 

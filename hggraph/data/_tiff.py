@@ -86,7 +86,7 @@ def read_numbers(path: Path, tags: Tags) -> NDArray[Any]:
     tags.check_lossless(path)
     if len(tags.bits) > 4 or tags.photometric > MASK or not tags.kinds <= set(_KINDS):
         raise image_error(path, "labels, one number per pixel", str(tags), "convert it to 8-bit or 16-bit grey")
-    return _read(path)
+    return _read(path, tags)
 
 
 def read_photo(path: Path, tags: Tags) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -101,7 +101,7 @@ def read_photo(path: Path, tags: Tags) -> tuple[NDArray[np.float32], NDArray[np.
     if not known or len(tags.bits) != colors + alpha or len(set(tags.bits)) > 1:
         expected = "grey or RGB as unsigned numbers of up to 16 bits or as floating-point numbers from 0 to 1"
         raise image_error(path, expected, str(tags), "convert it")
-    values = unit(path, _read(path), 1 if tags.kinds == {FLOATING} else 2 ** tags.bits[0] - 1)
+    values = unit(path, _read(path, tags), 1 if tags.kinds == {FLOATING} else 2 ** tags.bits[0] - 1)
     opaque = values[..., -1] if alpha else None
     if alpha:
         values = values[..., 0] if colors == 1 else values[..., :3]
@@ -120,7 +120,7 @@ def unit(path: Path, numbers: NDArray[Any], top: int) -> NDArray[np.float32]:
     return (numbers / top).astype(np.float32)
 
 
-def _read(path: Path) -> NDArray[Any]:
+def _read(path: Path, tags: Tags) -> NDArray[Any]:
     try:
         import rasterio
     except ImportError as error:
@@ -128,5 +128,7 @@ def _read(path: Path) -> NDArray[Any]:
         raise image_error(path, "rasterio, which reads the numbers of TIFF", "none installed", todo) from error
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": False}  # the file alone counts
     with rasterio.Env(**options), rasterio.open(path, driver="GTiff") as file:
+        if (file.width, file.height, file.count) != (*tags.size, len(tags.bits)):
+            raise image_error(path, "a whole image", "a header that contradicts itself", "export it again")
         numbers: NDArray[Any] = file.read()
     return numbers[0] if len(numbers) == 1 else numbers.transpose(1, 2, 0)

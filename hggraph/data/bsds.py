@@ -48,7 +48,8 @@ class SegmentReader(MaskReader):
             DatasetError: if the file cannot be read or holds something else; the text names it.
         """
         numbers = np.asarray(_read_cells(path) if path.suffix.lower() == ".mat" else _read_npz(path))
-        if numbers.ndim != 3 or not len(numbers) or numbers.dtype.kind not in "iu" or numbers.min(initial=0) < 0:
+        whole = numbers.ndim == 3 and len(numbers) and numbers.dtype.kind in "iu"
+        if not whole or numbers.min(initial=0) < 0 or numbers.max(initial=0) >= 2**31:
             got = f"{numbers.dtype} of shape {numbers.shape}"
             raise DatasetError(f"{path}: expected whole numbers of shape (annotators, H, W), got {got}.")
         number = numbers.astype(np.int32) - 1  # in the files from 1

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hggraph.data._decode import FORMATS, MAX_PIXELS, decode_numbers, decode_photo, header_size
+from hggraph.data._decode import MAX_PIXELS, decode_numbers, decode_photo, header_size
 from hggraph.data._image_error import ImageError, image_error
 
 __all__ = [
-    "FORMATS",
     "MAX_PIXELS",
     "SUFFIXES",
     "ImageError",

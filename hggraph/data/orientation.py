@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hggraph.data.mask_reader import DatasetError
 from hggraph.data.road_graph import orientation_map
 from hggraph.data.segmentation import Transform
 
@@ -21,6 +22,9 @@ class WithOrientation:
         half_thickness: As for `orientation_map`, in pixels.
         bins: Directions.
 
+    Raises:
+        DatasetError: by a call, naming the sample, if it has no mask or one with other labels.
+
     Example:
         >>> import torch
         >>> sample = WithOrientation(None, half_thickness=4)({"mask": torch.eye(60, dtype=torch.long)})
@@ -36,8 +40,16 @@ class WithOrientation:
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return the sample with ``"orientation"``, int64 ``(H, W)``."""
         sample = sample if self.transform is None else self.transform(sample)
-        mask = sample["mask"]
-        return sample | {"orientation": orientation_map(mask, half_thickness=self.half_thickness, bins=self.bins)}
+        name = sample.get("name", "the sample")
+        if "mask" not in sample:
+            raise DatasetError(
+                f"{name}: expected a mask, from which orientations are made, got none; take a split that has."
+            )
+        try:
+            found = orientation_map(sample["mask"], half_thickness=self.half_thickness, bins=self.bins)
+        except ValueError as error:
+            raise DatasetError(f"{name}: {error}") from error
+        return sample | {"orientation": found}
 
     def __repr__(self) -> str:
         return f"WithOrientation({self.transform}, half_thickness={self.half_thickness}, bins={self.bins})"

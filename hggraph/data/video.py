@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from hggraph._check import check_positive
 from hggraph.data.image import ImageError, image_size, load_pixels
-from hggraph.data.layout import class_names, files_in, layout_error
+from hggraph.data.layout import by_name, class_names, files_in, layout_error
 from hggraph.data.mask_reader import DatasetError, raise_problems
 from hggraph.data.segmentation import Transform
 
@@ -48,9 +48,9 @@ class VideoFolder(Dataset[dict[str, Any]]):
     in their names and are read with Pillow; video files with torchcodec or, without it, PyAV.
 
     Raises:
-        DatasetError: if there are no classes or videos, or the split has a class that ``root/train`` lacks.
-            An item raises it, or `ImageError`, naming the file: for videos that cannot be decoded or have no frames,
-            and frames of different sizes.
+        DatasetError: if there are no classes or videos, two videos of a class have one name, or the split has a class
+            that ``root/train`` lacks. An item raises it, or `ImageError`, naming the file: for videos that cannot be
+            decoded or have no frames, and frames of different sizes or of one name.
         ImportError: by an item that is a video file, if neither torchcodec nor PyAV is installed.
 
     Example:
@@ -124,10 +124,10 @@ class VideoFolder(Dataset[dict[str, Any]]):
             try:
                 if labels:
                     self[index]
-                elif path.is_dir() and sizes:
+                elif not path.is_dir():
+                    _check_file(path)
+                elif sizes:
                     _same_size(path, [image_size(frame) for frame in _frames(path)])
-                elif not path.is_dir() and path.stat().st_size == 0:
-                    raise DatasetError(f"{path}: expected a video, got an empty file (0 bytes).")
             except (ImageError, DatasetError) as error:
                 problems.append(str(error).rstrip("."))
         raise_problems(repr(self), problems)
@@ -145,8 +145,7 @@ class VideoFolder(Dataset[dict[str, Any]]):
         return torch.stack([decoded[index] for index in indices])
 
     def _of_file(self, path: Path) -> Tensor:
-        if not path.is_file() or path.stat().st_size == 0:
-            raise DatasetError(f"{path}: expected a video, got {'an empty file' if path.is_file() else 'no file'}.")
+        _check_file(path)
         try:
             from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]  # may be missing
         except (ImportError, RuntimeError, OSError):  # RuntimeError and OSError: without its FFmpeg libraries
@@ -179,6 +178,7 @@ class VideoFolder(Dataset[dict[str, Any]]):
                         break
             if not decoded:
                 raise IndexError("it has no frames")
+        _same_size(path, [tuple(image.shape[1:]) for image in decoded.values()])
         last = max(decoded)  # a damaged end: the last frame that could be decoded is repeated
         return torch.stack([decoded[min(index, last)] for index in indices])
 
@@ -208,14 +208,25 @@ def frame_indices(total: int, frames: int, step: int = 1, *, random_start: bool 
 
 
 def _videos(folder: Path) -> list[Path]:
-    folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted([*files_in(folder, VIDEO_SUFFIXES), *(path for path in folders if files_in(path))])
+    files = by_name(files_in(folder, VIDEO_SUFFIXES), folder)
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and files_in(path)]
+    twice = [path for path in folders if path.name in files]
+    if twice:
+        raise DatasetError(
+            f"{twice[0]} and {files[twice[0].name].name} have one name; which is meant? Remove one of them."
+        )
+    return sorted([*files.values(), *folders])
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file() or path.stat().st_size == 0:
+        raise DatasetError(f"{path}: expected a video, got {'an empty file' if path.is_file() else 'no file'}.")
 
 
 def _frames(folder: Path) -> list[Path]:
     """Return the images of a folder by the numbers in their names: ``img_10`` after ``img_9``."""
     return sorted(
-        files_in(folder),
+        by_name(files_in(folder), folder).values(),
         key=lambda path: [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)],
     )
 

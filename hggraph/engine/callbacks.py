@@ -13,14 +13,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from hggraph._files import write_atomically
+from hggraph._screen import screen
+from hggraph.data.loading import SeededSamples, length_of
 from hggraph.data.transforms import undo
 from hggraph.engine.data_module import ImageData
-from hggraph.engine.loading import SeededSamples, length_of
 from hggraph.engine.segmentation import SegmentationTask
 from hggraph.engine.task import Task
 from hggraph.viz import save_figure
@@ -137,7 +137,7 @@ class Results(Callback):
         text = json.dumps(found, indent=1)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         for table in tables:
-            Console().print(table)
+            screen().print(table)
 
 
 def evaluation(trainer: lightning.Trainer, task: Task, stage: str) -> dict[str, Any]:

@@ -59,12 +59,7 @@ class SafeCheckpointIO(CheckpointIO):
         Saving and loading cost the hash, 1 to 2 s per GB, but no copy in memory.
 
     Example:
-        >>> import tempfile
         >>> from lightning.pytorch import Trainer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     SafeCheckpointIO().save_checkpoint({"global_step": 7, "state_dict": {}}, Path(folder, "last.ckpt"))
-        ...     load_checkpoint(Path(folder, "last.ckpt"))["global_step"]
-        7
         >>> trainer = Trainer(plugins=[SafeCheckpointIO()], accelerator="cpu", logger=False)
     """
 

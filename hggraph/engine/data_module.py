@@ -11,7 +11,7 @@ from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from hggraph.data.archives import unpacked
-from hggraph.engine.loading import EpochBatches, ResumableLoader, SeededSamples, SplitEvenly, collate
+from hggraph.data.loading import EpochBatches, ResumableLoader, SeededSamples, SplitEvenly, collate
 
 __all__ = ["ImageData"]
 

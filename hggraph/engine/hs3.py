@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 
 from hggraph._files import write_atomically
 from hggraph.data import HeldOut
+from hggraph.data.loading import SeededSamples, SplitEvenly, collate
 from hggraph.engine.checkpoint import best_checkpoint, check_parameters, load_checkpoint
 from hggraph.engine.data_module import ImageData
-from hggraph.engine.hs3_analysis import analyse
-from hggraph.engine.loading import SeededSamples, SplitEvenly, collate
 from hggraph.engine.record import CONFIG
 from hggraph.engine.task import DEFAULT_TASK, Task, find_task
+from hggraph.metrics.tap_confusion import analyse
 from hggraph.models._network import SegmentationNetwork
 from hggraph.schemes.hs3 import (
     Grouping,

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from hggraph._screen import harmless, one_line
+from hggraph._screen import harmless, one_line, screen
 from hggraph.engine.callbacks import Results, SamplePictures, Throughput
 from hggraph.engine.checkpoint import SafeCheckpointIO, best_checkpoint, latest_checkpoint
 from hggraph.engine.data_module import ImageData
@@ -36,7 +36,7 @@ from hggraph.inference.trained import Preprocessing
 
 __all__ = ["COMMANDS", "run"]
 
-_say = rank_zero_only(print)
+_say = rank_zero_only(lambda line: screen().print(line))
 COMMANDS = ("fit", "validate", "test")
 _NETWORKS = "--model.net.help hggraph.models.hg_resnet shows the options of a network, `hggraph info` lists them."
 
@@ -86,6 +86,10 @@ def run(command: str, arguments: list[str]) -> None:
 
 def _start(command: str, cli: _RunCLI) -> None:
     folder, path = Path(cli.trainer.default_root_dir), cli.config.ckpt_path
+    if path in ("best", "last"):  # as Lightning names them
+        path = best_checkpoint(folder) if path == "best" else latest_checkpoint(folder / "checkpoints")
+    elif path and not Path(path).exists():
+        raise RunError(f"There is no checkpoint at {path}.")
     if command != "fit":
         path = path or best_checkpoint(folder)
         if path is None:
@@ -150,7 +154,8 @@ class _Parser(LightningArgumentParser):
         if not self.exit_on_error:  # the parser of a part, while alternatives are tried
             super().error(message, ex)
         text = harmless(" ".join((message + _near(self, message)).split()))
-        self.exit(2, f"error: {text.rstrip('.')}. --help lists all options and their defaults.\n")
+        text = text.rstrip(".") + ("" if text.endswith("?") else ".")
+        self.exit(2, f"error: {text} --help lists all options and their defaults.\n")
 
 
 class _RunCLI(LightningCLI):
@@ -178,6 +183,8 @@ class _RunCLI(LightningCLI):
         parser.set_defaults(quiet | {"trainer.log_every_n_steps": 10})
         # ImageData shares its samples out itself
         parser.set_defaults({"trainer.use_distributed_sampler": self.subclass_mode_data})
+        if self.subclass_mode_data:  # keys of a recipe without a class are ImageData's
+            parser.set_defaults({"data": {"class_path": "hggraph.engine.ImageData"}})
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Make the trainer."""

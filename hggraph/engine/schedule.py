@@ -62,8 +62,9 @@ class WarmUp(LRScheduler):
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> warm = WarmUp(optimizer, 2)
-        >>> by_epoch = UnderWarmUp(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / 4), warm)
+        >>> schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / 4)
+        >>> warm = WarmUp(optimizer, 2)  # after the schedule, which sets the first rate
+        >>> by_epoch = UnderWarmUp(schedule, warm)
         >>> rates = []
         >>> for epoch in range(2):
         ...     for _ in range(2):
@@ -100,7 +101,6 @@ class UnderWarmUp(LRScheduler):
 
     def __init__(self, schedule: LRScheduler, warmup: WarmUp) -> None:
         self.schedule, self.warmup, self.optimizer = schedule, warmup, schedule.optimizer
-        self._set()
 
     def step(self, *metrics: Any) -> None:
         """Go on to the next epoch."""
@@ -109,7 +109,7 @@ class UnderWarmUp(LRScheduler):
         self.schedule.step(*metrics)
         for group in self.optimizer.param_groups:
             group[SCHEDULED] = group["lr"]
-        self._set()
+            group["lr"] *= self.warmup.factor
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule's state."""
@@ -118,10 +118,6 @@ class UnderWarmUp(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the schedule's state."""
         self.schedule.load_state_dict(state_dict)
-
-    def _set(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group[SCHEDULED] * self.warmup.factor
 
 
 def _rise(step: int, steps: int) -> float:

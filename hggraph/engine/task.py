@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
+from hggraph.data.loading import length_of
 from hggraph.engine.checkpoint import check_parameters
-from hggraph.engine.loading import length_of
 from hggraph.engine.schedule import SCHEDULED, UnderWarmUp, WarmUp, poly_schedule
 
 __all__ = ["DEFAULT_TASK", "OptimizerMaker", "SchedulerMaker", "Task", "find_task"]
@@ -91,25 +91,24 @@ class Task(lightning.LightningModule, ABC):
         """Count anew."""
         self.metric.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Count anew."""
-        self.metric.reset()
-
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        """Count what the network gets right."""
-        self.count(batch)
-
-    def test_step(self, batch: dict[str, Any], index: int) -> None:
         """Count what the network gets right."""
         self.count(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metric of all processes."""
-        self._finish("val")
+        found = self.metric.compute()  # sums over processes
+        self.results = dict(found) if isinstance(found, Mapping) else {_snake(type(self.metric).__name__): found}
+        stage = "test" if self.trainer.testing else "val"
+        numbers = {name: value for name, value in self.results.items() if torch.as_tensor(value).numel() == 1}
+        # the same on all processes: their mean is it too
+        self.log_dict({f"{stage}/{name}": float(value) for name, value in numbers.items()}, sync_dist=True)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the metric of all processes."""
-        self._finish("test")
+    on_test_epoch_start, test_step, on_test_epoch_end = (
+        on_validation_epoch_start,
+        validation_step,
+        on_validation_epoch_end,
+    )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what plateaus look at: a checkpoint of an epoch's end is written before they have."""
@@ -127,10 +126,8 @@ class Task(lightning.LightningModule, ABC):
         self._plateau = checkpoint.get("plateau", {})
         for state in checkpoint.get("optimizer_states", ()):
             fresh = self.make_grouped_optimizer()
-            sizes = [
-                [len(group["params"]) for group in groups] for groups in (state["param_groups"], fresh.param_groups)
-            ]
-            if sizes[0] != sizes[1] or not set(fresh.defaults) <= set(state["param_groups"][0]):
+            old, new = ([len(one["params"]) for one in each] for each in (state["param_groups"], fresh.param_groups))
+            if old != new or not set(fresh.defaults) <= set(state["param_groups"][0]):
                 rank_zero_warn(f"{type(fresh).__name__} starts anew: the checkpoint's optimiser is another one.")
                 checkpoint["optimizer_states"] = []
 
@@ -145,9 +142,8 @@ class Task(lightning.LightningModule, ABC):
             return
         optimizer, fresh = self.trainer.optimizers[0], self.make_grouped_optimizer()
         configs = self.trainer.lr_scheduler_configs
-        plateau = any(config.reduce_on_plateau for config in configs)
-        for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
-            if plateau:
+        if any(config.reduce_on_plateau for config in configs):
+            for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
                 new["lr"] = group.get(SCHEDULED, group["lr"])
         schedules = [one["scheduler"] for one in self.make_schedules(fresh)]
         with warnings.catch_warnings():
@@ -238,13 +234,6 @@ class Task(lightning.LightningModule, ABC):
             parts = sorted({".".join(name.split(".")[:2]) for name, _ in self.named_parameters()})
             raise ValueError(f"`lr_factors` must begin names of parameters, got {sorted(unused)}; there are {parts}.")
         return groups
-
-    def _finish(self, stage: str) -> None:
-        found = self.metric.compute()  # sums over processes
-        self.results = dict(found) if isinstance(found, Mapping) else {_snake(type(self.metric).__name__): found}
-        numbers = {name: value for name, value in self.results.items() if torch.as_tensor(value).numel() == 1}
-        # the same on all processes: their mean is it too
-        self.log_dict({f"{stage}/{name}": float(value) for name, value in numbers.items()}, sync_dist=True)
 
 
 def find_task(name: str) -> type[Task]:

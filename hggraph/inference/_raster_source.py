@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hggraph.data.image import ImageError
 
-__all__ = ["Bounds", "RasterSource", "quiet_gdal"]
+__all__ = ["Bounds", "RasterSource", "open_raster", "quiet_gdal"]
 
 Bounds = tuple[float, float, float, float]
 
@@ -25,14 +26,34 @@ CACHE = 256 << 20  # bytes of GDAL's cache; of itself it takes a share of the ma
 
 @contextmanager
 def quiet_gdal() -> Iterator[None]:
-    """Bound GDAL's cache; rasters without a georeference are no reason for a warning."""
+    """Bound GDAL's cache, and let what is harmless or noticed elsewhere pass without a word."""
     try:
         import rasterio
     except ImportError as error:
         raise ImportError('Rasters need rasterio, which is not installed: pip install "hggraph[raster]"') from error
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield
+    hooks = sys.excepthook, sys.unraisablehook
+    # rasterio cannot log what GDAL quotes of a damaged file if that is no text, and would print so
+    sys.excepthook = lambda *error: None if error[0] is UnicodeDecodeError else hooks[0](*error)
+    sys.unraisablehook = lambda found: None if found.exc_type is UnicodeDecodeError else hooks[1](found)
+    try:
+        # damaged JPEG is an error, as in other formats
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_ERROR_ON_LIBJPEG_WARNING=True):
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+
+
+def open_raster(path: str | Path) -> Any:
+    """Open a file with GDAL, or raise an `ImageError`."""
+    import rasterio
+
+    try:
+        file = rasterio.open(path)
+        _ = file.colorinterp  # raises what GDAL has only noted while opening
+        return file
+    except Exception as error:  # of GDAL, of a coordinate system, of text that is none: many, and some are private
+        raise ImageError(f"{path}: expected a raster that GDAL reads, got none ({error}); check the name.") from error
 
 
 class RasterSource:
@@ -48,15 +69,7 @@ class RasterSource:
         nodata: float | None,
         bounds: Bounds | None,
     ) -> None:
-        import rasterio
-
-        self.path = path
-        try:
-            self.file = rasterio.open(path)
-        except rasterio.RasterioIOError as error:
-            raise ImageError(
-                f"{path}: expected a raster that GDAL reads, got none ({error}); check the name."
-            ) from error
+        self.path, self.file = path, open_raster(path)
         try:
             types = self._choose(bands)
             self.nodata = self._per_band(self._empty_numbers(types, nodata))
@@ -147,8 +160,6 @@ class RasterSource:
 
     def files(self) -> set[Path]:
         """Return the files that are read, those that virtual rasters are made of too."""
-        import rasterio
-
         found: set[Path] = set()
         left = {Path(name) for name in self.file.files}
         while left:
@@ -156,7 +167,7 @@ class RasterSource:
             virtual = [path for path in left if path.suffix.lower() == ".vrt" and path.is_file()]
             left = set()
             for path in virtual:
-                with rasterio.open(path) as file:
+                with open_raster(path) as file:
                     left |= {Path(name) for name in file.files} - found
         return found
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from hggraph._files import NO_ROOM, unique_names, write_together
+from hggraph._screen import harmless, screen
 from hggraph.data.image import MAX_PIXELS, list_images, load_pixels
 from hggraph.data.transforms import EvalTransform
 from hggraph.inference.outputs import Color
@@ -127,7 +128,7 @@ def predict_folder(
     done: dict[Path, str] = {}
     failed: dict[Path, str] = {}
     with (
-        _progress(console or Console(stderr=True, soft_wrap=True), len(images)) as (report, advance),
+        _progress(console or screen(stderr=True), len(images)) as (report, advance),
         ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(1) as writer,
     ):
@@ -256,7 +257,7 @@ def _progress(console: Console, total: int) -> Iterator[tuple[Callable[[str], No
         task = bar.add_task("images", total=total, speed="")
 
         def report(text: str) -> None:
-            console.print(Text(f"error: {text}"), style="red")
+            console.print(Text(f"error: {harmless(text)}"), style="red", soft_wrap=True)
 
         def advance() -> None:
             bar.advance(task)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hggraph.data.image import MAX_PIXELS, SUFFIXES, ImageError
-from hggraph.inference._raster_source import quiet_gdal
+from hggraph.inference._raster_source import open_raster, quiet_gdal
 
 __all__ = ["is_raster", "sort_inputs"]
 
@@ -79,13 +79,11 @@ def is_raster(path: str | Path) -> bool:
     tiff = suffix in (".tif", ".tiff")
     if not (tiff or _has_world_file(path)) or importlib.util.find_spec("rasterio") is None:
         return False
-    import rasterio
-
     with quiet_gdal():
         try:
-            with rasterio.open(path) as file:
+            with open_raster(path) as file:
                 return _is_placed(file) or (tiff and not _is_photo(file))
-        except rasterio.RasterioIOError:
+        except ImageError:
             return False
 
 
@@ -120,10 +118,8 @@ def _has_world_file(path: Path) -> bool:
 
 def _is_readable(path: Path) -> bool:
     with quiet_gdal():
-        import rasterio
-
         try:
-            rasterio.open(path).close()
-        except rasterio.RasterioIOError:
+            open_raster(path).close()
+        except ImageError:
             return False
     return True

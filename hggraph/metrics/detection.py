@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from hggraph.metrics._exact import QuietMetric
+from hggraph.metrics._inputs import check_nan
 
 __all__ = ["CocoAP"]
 
@@ -46,7 +47,7 @@ class CocoAP(QuietMetric, MeanAveragePrecision):
 
     Raises:
         ImportError: if pycocotools is not installed; the text says how to get it.
-        ValueError: if `kinds` is none of these; in `update`, if lengths or keys do not fit.
+        ValueError: if `kinds` is none of these; in `update`, if lengths or keys do not fit, or a box or score is NaN.
 
     Note:
         Keeps every box (and mask, run-length encoded) on the CPU until `compute`, which takes seconds per thousand
@@ -85,7 +86,12 @@ class CocoAP(QuietMetric, MeanAveragePrecision):
                 f"`prediction` and `target` must be as long, one dict for each image, got {len(prediction)} and "
                 f"{len(target)}."
             )
-        super().update([self._plain(item) for item in prediction], [self._plain(item) for item in target])
+        plain = [[self._plain(item) for item in items] for items in (prediction, target)]
+        for name, items in zip(("prediction", "target"), plain, strict=True):
+            for number, item in enumerate(items):
+                for key in item.keys() & {"boxes", "scores"}:
+                    check_nan(f"{name}[{number}][{key!r}]", item[key])
+        super().update(*plain)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the precisions that the class lists."""

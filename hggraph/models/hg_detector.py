@@ -14,6 +14,7 @@ from hggraph._check import check_positive
 from hggraph.cluster import region_graph
 from hggraph.cluster.importance import check_attention
 from hggraph.models._network import Clustered, Regions
+from hggraph.models._targets import check_targets
 from hggraph.models.fold import fold_batch_norm
 from hggraph.models.hg_resnet import HGResNet, ResNetTrunk, resnet_trunk
 
@@ -69,16 +70,18 @@ class HGDetector(nn.Module):
             masks, ``masks``.
 
         Raises:
-            ValueError: if there is no image, targets are missing in training, a box has no area, or an attention map
-                is of another size or outside [0, 1].
+            ValueError: if there is no image, targets are missing in training, a target does not fit its image (a box
+                without area or with NaN, a label outside the classes, masks of another size), or an attention map is
+                of another size or outside [0, 1].
         """
         detector = self.detector
         if self.training and targets is None:
             raise ValueError("`targets` must be given in training mode; call `.eval()` to detect.")
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
-        for target in targets or ():
-            _check_boxes(target["boxes"])
+        if targets is not None:
+            classes = detector.roi_heads.box_predictor.cls_score.out_features
+            check_targets(images, targets, classes, masks=detector.roi_heads.has_mask())
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = detector.transform(list(images), targets)
         steering = None if attention is None else _batch_attention(attention, sizes, batch)
@@ -177,14 +180,6 @@ def hg_detector(
         **pool,
     )
     return HGDetector(detector)
-
-
-def _check_boxes(boxes: Tensor) -> None:
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"`boxes` must have shape (N, 4), got {tuple(boxes.shape)}.")
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1)
-    if empty.any():
-        raise ValueError(f"`boxes` must be (x1, y1, x2, y2) with x1 < x2 and y1 < y2, got {boxes[empty][0].tolist()}.")
 
 
 def _batch_attention(attention: Sequence[Tensor], sizes: list[tuple[int, int]], batch: Any) -> Tensor:

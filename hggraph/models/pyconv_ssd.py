@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from hggraph._check import check_positive
+from hggraph.models._targets import check_targets
 from hggraph.models.pyconv_resnet import initialise, make_trunk
 from hggraph.models.weights import create_backbone
 from hggraph.nn import PyConv2d
@@ -93,7 +96,8 @@ def pyconv_ssd(
         (``boxes`` (N, 4), ``labels`` (N,)), it returns a dict of losses or a list of detections.
 
     Raises:
-        ValueError: if an argument is not as said.
+        ValueError: if an argument is not as said; in training also by the network, for targets that are missing, boxes
+            without area or with NaN, and labels outside the classes.
 
     Note:
         22.89 M parameters at depth 50 without pyramids and 39.01 M at depth 101 with them, as published.
@@ -118,7 +122,7 @@ def pyconv_ssd(
         stem = nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool)
     drop_strides(net.layer3)
     parts: dict[str, nn.Module] = {"stem": stem, "layer1": net.layer1, "layer2": net.layer2, "layer3": net.layer3}
-    return SSD(
+    ssd = SSD(
         SSDBackbone(nn.Sequential(OrderedDict(parts)), 1024, pyramids=pyramids),
         DefaultBoxGenerator(ASPECTS, scales=SCALES, steps=STEPS),
         (SIZE, SIZE),
@@ -128,6 +132,17 @@ def pyconv_ssd(
         score_thresh=score_threshold,
         detections_per_img=max_detections,
     )
+    ssd.register_forward_pre_hook(partial(_check_call, num_classes=num_classes), with_kwargs=True)
+    return ssd
+
+
+def _check_call(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_classes: int) -> None:
+    """Look at the targets before torchvision does."""
+    call = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
+    if net.training and call.get("targets") is None:
+        raise ValueError("`targets` must be given in training mode; call `.eval()` to detect.")
+    if net.training:
+        check_targets(call["images"], call["targets"], num_classes)
 
 
 def drop_strides(stage: nn.Module) -> None:

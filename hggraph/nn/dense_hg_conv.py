@@ -47,6 +47,7 @@ class DenseHGConv(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     groups: int
+    in_channels: int
 
     def __init__(
         self,

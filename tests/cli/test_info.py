@@ -1,10 +1,13 @@
 """`hggraph info` says what is installed, which devices there are, and what runs where and why."""
 
+import inspect
+
 import pytest
 from typer.testing import CliRunner
 
 import hggraph
 from hggraph.cli import app, info
+from hggraph.models.makers import MAKERS
 
 
 def test_output():
@@ -21,6 +24,23 @@ def test_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(info.PACKAGES, "no-such-package", "models")
     result = CliRunner().invoke(app, ["info"])
     assert 'not installed (pip install "hggraph[models]")' in result.output
+
+
+def test_networks_and_their_options():
+    """Each network is listed; each of its options comes with type, default and meaning, of whatever length."""
+    listed = CliRunner().invoke(app, ["info"]).output
+    for name, maker in MAKERS.items():
+        assert f"  {name} " in listed
+        lines = CliRunner().invoke(app, ["info", name]).output.splitlines()
+        assert lines[0].startswith(f"{name}: ") and inspect.getdoc(maker).startswith(lines[0].removeprefix(f"{name}: "))
+        options = {
+            line.strip().partition(":")[0]: text.strip() for line, text in zip(lines[2::2], lines[3::2], strict=True)
+        }
+        assert options.keys() == inspect.signature(maker).parameters.keys()
+        assert all(len(text) > 9 for text in options.values()), (name, options)
+    assert "  depth: int | str = 50" in CliRunner().invoke(app, ["info", "resnet18"]).output
+    done = CliRunner().invoke(app, ["info", "hg_resne"])
+    assert done.exit_code == 2 and "there is no network 'hg_resne'; did you mean hg_resnet" in done.stderr
 
 
 def test_operators():

@@ -205,6 +205,19 @@ def test_bad_images_are_skipped_and_leave_nothing(networks, photos, tmp_path, fi
     assert names(out) == ["a_affinity.png", "a_errors.png"]  # nor the affinity of b
 
 
+def test_a_full_disk_stops_at_once(networks, photos, tmp_path, monkeypatch):
+    tried = []
+
+    def full(figure, path):
+        tried.append(path)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(inspect, "save_figure", full)
+    done = invoke(networks / "v2", photos, "--out", tmp_path / "out", "--point", "5,5")
+    assert done.exit_code == 1 and len(tried) == 1
+    assert done.stderr == f"error: {tmp_path / 'out' / 'a_affinity.png'}: No space left on device\n"
+
+
 def test_labels_that_are_no_class(networks, photos, tmp_path, figures):
     labels, out = tmp_path / "labels", tmp_path / "out"
     pixels = np.zeros((120, 160), dtype=np.uint8)

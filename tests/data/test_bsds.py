@@ -147,6 +147,8 @@ def test_plot(flat):
     [
         (lambda path: path.write_bytes(b"no file of numpy"), "expected a file of numpy, got one that cannot be read"),
         (lambda path: np.savez(path, other=maps(2)), "expected an array 'segmentation' in the file, got none"),
+        (lambda path: np.savez(path, segmentation=maps(2) + 2.0**31), "expected whole numbers"),
+        (lambda path: np.savez(path, segmentation=maps(2).astype(np.int64) + 2**31), "expected whole numbers"),
         (lambda path: np.savez(path, segmentation=maps(2)[0]), r"expected whole numbers of shape .* \(6, 9\)"),
         (lambda path: np.savez(path, segmentation=maps(0)), r"got uint16 of shape \(0, 6, 9\)"),
         (lambda path: np.savez(path, segmentation=maps(2) / 2), "got float64 of shape"),

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from hggraph.data.coco_file import draw_outline
 from hggraph.data.detection import CocoDetection
 from hggraph.data.image import ImageError
 from hggraph.data.mask_reader import DatasetError
@@ -134,7 +135,7 @@ def test_what_is_wrong_is_told(coco):
         assert "instances_val2017.json: image 7 comes 2 times" in text
         assert "annotation 11: image 99 is not in the file" in text
         assert "annotation 12: category 2 is not in the file" in text
-        assert "annotation 13: expected a box of four numbers, got [0, 0, 1]" in text
+        assert "annotation 13: expected `bbox`, a box of four numbers (x, y, width, height), got [0, 0, 1]" in text
         assert "000000000002.png: expected an image, got a path that does not exist" in text
         assert "000000000005.png: expected 8 x 6 pixels, as annotated, got 9 x 6" in text
     with pytest.raises(ImageError, match="000000000002"):
@@ -147,19 +148,86 @@ def test_a_file_that_is_none(coco):
         ("{", "expected annotations in JSON"),
         ("[]", "no list of objects 'images'"),
         ('{"images": [1], "annotations": [], "categories": []}', "no list of objects 'images'"),
-        (
-            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
-            "expected id, file_name, height, width in each",
-        ),
         ('{"images": [], "annotations": [], "categories": []}', "expected images, got none"),
     ]:
         file.write_text(content)
         with pytest.raises(DatasetError, match=rf"instances_val2017\.json: .*{text}"):
             CocoDetection(coco, "val")
-    write(coco, [{"id": 1, "file_name": "../secret.png", "height": 6, "width": 8}], [])
-    with pytest.raises(DatasetError, match=r"expected images inside their folder, got \.\./secret\.png"):
-        CocoDetection(coco, "val")
     with pytest.raises(DatasetError, match=r"has another layout(.|\n)*annotations/instances_train2017.json"):
         CocoDetection(coco)
     with pytest.raises(DatasetError, match=r"annotations/instances_mine.json(.|\n)*mine/000000000139.jpg"):
         CocoDetection(coco, "mine", year="")
+
+
+NULL, NAN = None, float("nan")
+FULL = {"size": [6, 8], "counts": [0, 48]}
+FIELDS = {  # field of an annotation -> values that are none
+    "id": [NULL, "1", 1.5, True, -1, 2**70],
+    "image_id": [NULL, "2", 2.5, True, NAN, [2]],
+    "category_id": [NULL, "18", 18.5, True, 2, [18]],
+    "bbox": [NULL, "1 2 3 3", {}, [], [1, 2, 3], [1, 2, 3, NULL], [1, 2, 3, "3"], [1, 2, 3, True], [1, 2, 3, NAN],
+             [1, 2, 3, float("inf")], [1, 2, -3, 3], [1, 2, 3, -3], [1, 2, 1e300, 3], [8, 2, 3, 3], [-5, 2, 3, 3],
+             [1, 6, 3, 3], [1, -9, 3, 3]],
+    "area": [NULL, "9", True, NAN, -1, 1e300],
+    "iscrowd": [NULL, "0", 2, -1, NAN],
+    "segmentation": [NULL, "x", 7, [], [1, 2, 3, 4, 5, 6], [[1, 2, 4, 2, 4, 5, 1]], [[1, 2, 4, 2, 4, NULL]],
+                     [[1, 2, 4, 2, 4, "5"]], [[1, 2, 4, 2, 4, NAN]], [[0, 0, 40, 0, 40, 40, 0, 40]], {},
+                     {"size": [4, 4], "counts": [2, 3, 11]}, {"size": [8, 6], "counts": [0, 48]},
+                     {"size": NULL, "counts": [0, 48]}, {"size": [6, 8]}, {"size": [6, 8], "counts": NULL},
+                     {"size": [6, 8], "counts": [2, 3]}, {"size": [6, 8], "counts": [2, 3, 99]},
+                     {"size": [6, 8], "counts": [50, -2]}, {"size": [6, 8], "counts": [True, 47]},
+                     {"size": [6, 8], "counts": "23;"}, {"size": [6, 8], "counts": "~~~"},
+                     {"size": [6, 8], "counts": ""}, {"size": [6, 8], "counts": "é"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_fields_that_are_none(field, coco):
+    images = json.loads((coco / "annotations/instances_val2017.json").read_text())["images"]
+    for value in FIELDS[field]:
+        entry = thing(44, 2, 18, [1, 2, 3, 3], area=9, segmentation=FULL) | {field: value}
+        write(coco, images, [entry])
+        dataset = CocoDetection(coco, "val", masks=True)
+        name = rf"instances_val2017\.json: annotation {entry['id']}: .*{'' if value == 2 else field[:4]}"
+        for look in (dataset.check, lambda d=dataset: d.check(True), lambda d=dataset: d.check(sizes=False)):
+            with pytest.raises(DatasetError, match=name):
+                look()
+        with pytest.raises(DatasetError, match=name):
+            dataset[0]
+    write(coco, images, [thing(44, 2, 18, [1, 2, 3, 3], area=9, segmentation=FULL)])
+    CocoDetection(coco, "val", masks=True).check(labels=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", [NULL, "1", True, -1]),
+        ("file_name", [NULL, 7, "", ".", "../secret.png", "/etc/x.png", "a\0.png", "\ud800.png"]),
+        ("height", [NULL, "6", 6.5, True, 0, -6, NAN, 10**12]),
+        ("width", [NULL, "8", 0]),
+    ],
+)
+def test_images_and_categories_that_are_none(field, values, coco):
+    image = {"id": 1, "file_name": "1.png", "height": 6, "width": 8}
+    for entry in [*(image | {field: value} for value in values), {k: v for k, v in image.items() if k != field}]:
+        write(coco, [entry], [])
+        with pytest.raises(DatasetError, match=rf"val2017\.json (.|\n)*image .*: expected `{field}`, .*, got"):
+            CocoDetection(coco, "val")
+    for categories, text in [
+        ([{"id": NULL, "name": "dog"}], "expected `id`"),
+        ([{"id": 1, "name": NULL}], "expected `name`"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "category 1 comes several times"),
+    ]:
+        write(coco, [image], [], categories)
+        with pytest.raises(DatasetError, match=text):
+            CocoDetection(coco, "val")
+
+
+def test_run_lengths_as_text():
+    coco_masks = pytest.importorskip("pycocotools.mask", reason="writes them")
+    random = np.random.default_rng(0)
+    for height, width in [(1, 1), (3, 5), (40, 700), (300, 3)]:
+        for share in (0.0, 0.01, 0.5, 1.0):
+            mask = np.asfortranarray(random.random((height, width)) < share, dtype=np.uint8)
+            text = coco_masks.encode(mask)["counts"].decode()
+            assert np.array_equal(draw_outline({"size": [height, width], "counts": text}, (height, width)), mask)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -190,6 +191,9 @@ FILES = {
     "webp, lossless, animated": (
         saved("WEBP", lossless=True, save_all=True, append_images=[Image.new("L", (W, 1), 200)]), [3] * 4, greys(*[3 / 255] * 4), None
     ),
+    "webp, lossless, clear": (
+        saved("WEBP", Image.new("RGBA", (W, 1), (3, 3, 3, 0)), lossless=True), "transparent parts", greys(1, 1, 1, 1), greys(0, 0, 0, 0)
+    ),
     "bmp": (saved("BMP"), [3] * 4, greys(*[3 / 255] * 4), None),
 }  # fmt: skip
 
@@ -248,6 +252,13 @@ def test_planes_and_orientation(tmp_path):
         assert image_size(tmp_path / "b.tif") == expected.shape
 
 
+def test_lab(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(8, 8, [0, 0, 0, 255, 0, 0, 0, 0, 0, 255, 0, 0], samples=3))
+    image, attention = load_image(tmp_path / "a.tif"), load_attention(tmp_path / "a.tif", (1, W))
+    torch.testing.assert_close(image, torch.tensor([0.0, 1, 0, 1]).expand(3, 1, -1), atol=0.02, rtol=0)
+    torch.testing.assert_close(attention, image.mean(0), atol=0.02, rtol=0)
+
+
 def test_numbers_are_checked_before_they_are_read(tmp_path, monkeypatch):
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(16, 1, [0, 1, 2, 3], kind=2))
@@ -258,7 +269,10 @@ def test_numbers_are_checked_before_they_are_read(tmp_path, monkeypatch):
     pytest.importorskip("rasterio", reason="reads the numbers of TIFF")
     with pytest.raises(ImageError, match="expected a whole image"):
         load_labels(path)
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    path.write_bytes(tiff(16, 1, [0, 1, 2, 3], more=[(258, [16] * 3)]))  # of one sample
+    with pytest.raises(ImageError, match="a header that contradicts itself"):
+        load_labels(path)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     path.write_bytes(whole)
     with pytest.raises(ImageError, match=r"expected rasterio, .*, got none installed; pip install"):
         load_labels(path)

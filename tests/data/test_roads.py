@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from hggraph.data.mask_reader import DatasetError
+from hggraph.data.orientation import WithOrientation
 from hggraph.data.roads import DeepGlobeRoads, hold_out
 
 
@@ -95,3 +97,13 @@ def test_hold_out_takes_as_many_as_papers_do():
     names = [str(number) for number in range(6226)]
     assert len(hold_out(names)) == 1530
     assert sorted(hold_out(["104", "991", "22", "9"], share=0.5)) == ["9", "991"]  # for ever: sha256sum says so
+
+
+def test_orientation_names_the_sample():
+    pytest.importorskip("skimage", reason="thins roads")
+    with pytest.raises(DatasetError, match="104: expected a mask, from which orientations are made, got none"):
+        WithOrientation()({"name": "104"})
+    with pytest.raises(
+        DatasetError, match=r"104: `mask` must have the labels 0, 1 \(road\) and 255 .* alone, got \[0, 7\]"
+    ):
+        WithOrientation()({"name": "104", "mask": torch.tensor([[0, 7]])})

@@ -117,6 +117,22 @@ def test_what_is_wrong_is_told(kinetics):
         dataset[1]
 
 
+def test_two_of_one_name(tmp_path):
+    for path in ("a/x.mp4", "b/y/img_1.png", "b/y/img_2.png", "b/y/img_1.jpg"):
+        Path(tmp_path, path).parent.mkdir(parents=True, exist_ok=True)
+        Path(tmp_path, path).write_bytes(b"x")
+    dataset = VideoFolder(tmp_path, None)
+    for look in (dataset.check, lambda: dataset[1]):
+        with pytest.raises(DatasetError, match=r"img_1\.png and img_1\.jpg have one name; which is meant"):
+            look()
+    for twin, text in (("a/x.avi", r"x\.mp4 and x\.avi"), ("a/x/1.png", r"a/x and x\.mp4")):
+        Path(tmp_path, twin).parent.mkdir(exist_ok=True)
+        Path(tmp_path, twin).touch()
+        with pytest.raises(DatasetError, match=rf"{text} have one name"):
+            VideoFolder(tmp_path, None)
+        Path(tmp_path, twin).unlink()
+
+
 def test_another_layout(tmp_path):
     with pytest.raises(DatasetError, match=r"has another layout(.|\n)*CLASS/NAME/img_00001.jpg"):
         VideoFolder(tmp_path)

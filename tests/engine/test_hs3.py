@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from hggraph import SoftSLIC
 from hggraph.cli import app
 from hggraph.data import HeldOut
-from hggraph.engine import load_run, publish
-from hggraph.engine.hs3 import analyse_run, second_phase
-from hggraph.engine.hs3_analysis import analyse
+from hggraph.engine.hs3 import _trained, analyse_run, second_phase
 from hggraph.engine.run import run
 from hggraph.metrics import MeanIoU
+from hggraph.metrics.tap_confusion import analyse
 from hggraph.models import from_pretrained, hg_resnet
+from hggraph.models.pretrained import publish
 from hggraph.schemes.hs3 import Grouping, mean_iou, read_groupings, tapped, write_groupings
 from tests.engine.toys import Blocks
 
@@ -200,7 +200,7 @@ def test_groups_changed_by_hand(phase_one, tmp_path):
 
 def test_taps_are_not_published(phase_one, tmp_path):
     net = from_pretrained(publish(phase_one, tmp_path / "published"))
-    inner = load_run(phase_one).net
+    inner = _trained(phase_one, yaml.safe_load((phase_one / "config.yaml").read_text()))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(net(x)["out"], inner(x)["out"])
@@ -215,7 +215,6 @@ def test_what_is_not_held_out_is_not_analysed(phase_one, tmp_path):
         folder.mkdir()
         (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": config["data"] | data}))
         (folder / "checkpoints").symlink_to(phase_one / "checkpoints")
-        (folder / "use.json").symlink_to(phase_one / "use.json")
         return folder
 
     with pytest.raises(ValueError, match=r"has no images held out for analysis.*'train'"):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hggraph.engine import ClassificationTask, load_run
+from hggraph.engine import ClassificationTask
 from hggraph.engine.run import run
+from hggraph.inference import load_trained
 from hggraph.metrics import TopKAccuracy
 from tests.engine import digits
 
@@ -64,7 +65,7 @@ def test_classification(tmp_path):
     run("validate", ["--config", str(out / "config.yaml")])
     results = json.loads((out / "results-val.json").read_text())
     assert results["dataset"] == "ClassFolder" and results["results"]["top1"] > 0.2
-    trained = load_run(out)
+    trained = load_trained(out)
     assert trained.classes == tuple("0123456789") and trained.net(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
@@ -144,7 +145,7 @@ def test_detection(tmp_path, name, pretrained):
     )
     assert len(losses) == 6 and losses[-1] < 0.7 * losses[0]
     assert 0 <= found["val/ap"] <= found["val/ap50"] <= 1 and found["val/ap_l"] == -1  # no digit is large
-    results = load_run(tmp_path / "run")
+    results = load_trained(tmp_path / "run")
     assert results.classes == ("zero", "one")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from hggraph.engine.loading import EpochBatches
+from hggraph.data.loading import EpochBatches
 from hggraph.engine.record import RunError
 from hggraph.engine.run import run
 from tests.engine.toys import write_recipe
@@ -211,9 +211,9 @@ def test_a_moved_run_keeps_its_best(fit, tmp_path):
     ("options", "steps", "left"),
     [
         (("--trainer.fast_dev_run", "true"), None, set()),
-        (("--trainer.enable_checkpointing", "false"), 12, {"config.yaml", "logs", "use.json"}),
-        (("--trainer.logger", "false"), None, {"config.yaml", "checkpoints", "use.json"}),
-        (("--trainer.overfit_batches", "2"), 6, {"config.yaml", "checkpoints", "logs", "use.json"}),
+        (("--trainer.enable_checkpointing", "false"), 12, {"config.yaml", "logs"}),
+        (("--trainer.logger", "false"), None, {"config.yaml", "checkpoints", "model"}),
+        (("--trainer.overfit_batches", "2"), 6, {"config.yaml", "checkpoints", "logs", "model"}),
         (("--trainer.limit_train_batches", "0.5", "--trainer.limit_val_batches", "1"), 6, None),
     ],
 )

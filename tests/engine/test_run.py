@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from hggraph.engine import load_run, load_trained, publish
+from hggraph.data import EvalTransform
 from hggraph.engine.run import run
+from hggraph.inference import Predictor, load_trained, predict_folder
+from hggraph.metrics import MeanIoU
+from hggraph.models.pretrained import publish, read_metrics
 from tests.engine.toys import write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +46,13 @@ def alone(tmp_path_factory) -> Path:
 
 def test_what_a_run_leaves(alone):
     found = {str(path.relative_to(alone)) for path in alone.rglob("*") if path.is_file()}
-    assert {"config.yaml", "use.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
+    assert {"config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
+    assert {f"model/{name}" for name in ("config.json", "model.safetensors", "metrics.json", "README.md")} <= found
     assert "logs/csv/version_0/metrics.csv" in found
     assert any(re.fullmatch(r"logs/tensorboard/version_0/events.*", name) for name in found)
     config = yaml.safe_load((alone / "config.yaml").read_text())
     assert config["model"]["power"] == 0.9  # with all defaults
-    trained = load_run(alone)
+    trained = load_trained(alone, trust=True)
     assert trained.classes == ("red", "green", "blue") and trained.palette[1] == (0, 255, 0)
     assert not trained.net.training
 
@@ -87,7 +93,7 @@ def test_averaged_weights_and_deterministic_mode(tmp_path):
     recipe = write_recipe(tmp_path, max_epochs=1, deterministic=True, gradient_clip_val=1.0, callbacks=[ema])
     fit(recipe, tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
-    used = load_run(tmp_path / "run").net.head[0].weight
+    used = load_trained(tmp_path / "run", trust=True).net.head[0].weight
     assert torch.equal(used, saved["state_dict"]["net.head.0.weight"])  # the average, not the last step's
     assert not torch.equal(used, saved["current_model_state"]["net.head.0.weight"])
 
@@ -102,10 +108,58 @@ def test_publish(tmp_path):
     run("validate", ["--config", str(tmp_path / "run" / "config.yaml")])
     publish(tmp_path / "run", tmp_path / "published")
     first, second = load_trained(tmp_path / "run"), load_trained(tmp_path / "published")
-    assert first[1:] == second[1:] and second.palette[2] == (0, 0, 255)  # classes, colours, normalisation
+    assert first[1:4] == second[1:4] and second.palette[2] == (0, 0, 255)  # task, classes, colours
+    assert repr(first.preprocessing) == repr(second.preprocessing) == repr(EvalTransform(mean=[0] * 3, std=[1] * 3))
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(first.net(x)["out"], second.net(x)["out"])
     assert "| green |" in (tmp_path / "published" / "README.md").read_text()
+    (record,) = read_metrics(tmp_path / "published")  # that of the run, which validate has measured again
+    assert record["results"] == json.loads((tmp_path / "run" / "results-val.json").read_text())["results"]
+    assert record["split"] == "val" and "checkpoint" not in record
+
+
+def test_what_cannot_be_written_down_is_refused(tmp_path):
+    recipe = yaml.safe_load(write_recipe(tmp_path, max_epochs=1).read_text())
+    del recipe["preprocessing"]
+    for transform, text in ((None, "Nothing says how"), ("tests.engine.toys.Scaled", "toys.Scaled, which cannot be")):
+        recipe["data"]["transform"] = transform and {"class_path": transform}
+        (tmp_path / "toys.yaml").write_text(yaml.safe_dump(recipe))
+        with pytest.raises(ValueError, match=rf"{text}.*give .*`preprocessing`"):
+            fit(tmp_path / "toys.yaml", tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_normalisation_of_ones_own_predicts_as_it_was_measured(tmp_path):
+    """The labels of `predict` are those that `validate` has counted, with a transform that is not ImageNet's."""
+    root = tmp_path / "data"
+    for part in ("images", "masks"):
+        (root / "val" / part).mkdir(parents=True)
+    for i in range(3):
+        mask = torch.randint(3, (5, 6), generator=torch.Generator().manual_seed(i)).repeat_interleave(8, 0)
+        mask = mask.repeat_interleave(8, 1).byte()
+        colors = torch.nn.functional.one_hot(mask.long(), 3).mul(120).add(100).byte().numpy()
+        Image.fromarray(colors).save(root / "val" / "images" / f"{i}.png")
+        Image.fromarray(mask.numpy()).save(root / "val" / "masks" / f"{i}.png")
+    recipe = yaml.safe_load(write_recipe(tmp_path, "PlainNet", max_epochs=3).read_text())
+    del recipe["preprocessing"]
+    options = {"size": [32, 40], "mean": [0.1, 0.6, 0.3], "std": [0.9, 0.2, 0.5]}
+    transform = {"class_path": "hggraph.data.EvalTransform", "init_args": options}
+    recipe["data"] |= {"dataset": "tests.engine.toys.Folder", "root": str(root), "train_split": "val", "batch_size": 1}
+    recipe["data"] |= {"transform": transform, "train_transform": {**transform, "class_path": "tests.engine.toys.Same"}}
+    (tmp_path / "toys.yaml").write_text(yaml.safe_dump(recipe))
+    fit(tmp_path / "toys.yaml", tmp_path / "run")
+    run("validate", ["--config", str(tmp_path / "run" / "config.yaml")])
+    measured = json.loads((tmp_path / "run" / "results-val.json").read_text())["results"]
+    predictor = Predictor(load_trained(tmp_path / "run", trust=True), batch_size=2)
+    predict_folder(predictor, [root / "val" / "images"], tmp_path / "out")
+    metric = MeanIoU(3)
+    for i in range(3):
+        masks = []
+        for path in (tmp_path / "out" / "labels" / f"{i}.png", root / "val" / "masks" / f"{i}.png"):
+            with Image.open(path) as picture:
+                masks.append(torch.from_numpy(np.array(picture)).long()[None])
+        metric.update(torch.nn.functional.one_hot(masks[0], 3).movedim(-1, 1).float(), masks[1])
+    assert float(metric.compute()["miou"]) == pytest.approx(measured["miou"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

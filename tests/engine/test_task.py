@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
+from hggraph.data.loading import collate, length_of
 from hggraph.engine import ClassificationTask
-from hggraph.engine.loading import collate, length_of
 from hggraph.engine.schedule import UnderWarmUp, WarmUp, poly_schedule
 from hggraph.engine.task import find_task
 from hggraph.metrics import TopKAccuracy

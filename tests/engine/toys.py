@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hggraph import SoftSLIC
+from hggraph.data import EvalTransform, FolderDataset
 from hggraph.models._network import SegmentationNetwork
 from hggraph.models.heads import fcn_head
 from hggraph.nn import HGBasicBlock, HGStage
@@ -37,6 +38,27 @@ class Blocks(torch.utils.data.Dataset):
         mask = torch.randint(CLASSES, (4, 4), generator=generator).repeat_interleave(8, 0).repeat_interleave(8, 1)
         image = torch.nn.functional.one_hot(mask, CLASSES).permute(2, 0, 1) + 0.3 * torch.randn(CLASSES, 32, 32)
         return {"image": image, "mask": mask, "name": f"image {index}"}
+
+
+class Scaled:
+    """A transform that hggraph does not know."""
+
+    def __call__(self, sample: dict) -> dict:
+        return sample | {"image": sample["image"] / 2}
+
+
+class Same(EvalTransform):
+    """Training without anything random: masks as large as the images."""
+
+    def __call__(self, sample: dict) -> dict:
+        out = super().__call__(sample)
+        mask = torch.nn.functional.interpolate(out["mask"][None, None].float(), out["image"].shape[1:])
+        return out | {"mask": mask[0, 0].long()}
+
+
+def Folder(root: str, split: str) -> FolderDataset:
+    """Make a data set of images and masks."""
+    return FolderDataset(root, split, classes=["red", "green", "blue"])
 
 
 class TinyNet(SegmentationNetwork):

@@ -23,15 +23,17 @@ def leftovers(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_files_that_are_no_rasters(tmp_path):
+def test_files_that_are_no_rasters(tmp_path, capfd):
     out = tmp_path / "labels.tif"
     out.write_bytes(b"yesterday's")
     (tmp_path / "text.tif").write_text("not a raster")
     (tmp_path / "empty.tif").touch()
-    for name in ("text.tif", "empty.tif", "none.tif", "."):
+    (tmp_path / "no text.vrt").write_bytes(b"<VRTDataset \xbe>")  # which GDAL quotes, and rasterio cannot log
+    for name in ("text.tif", "empty.tif", "none.tif", ".", "no text.vrt", "\udce9.tif"):
         with pytest.raises(ImageError, match=r"expected a raster that GDAL reads, got none .*check the name"):
             predict_raster(Predictor(network()), tmp_path / name, out, **STATISTICS)
     assert out.read_bytes() == b"yesterday's" and not leftovers(tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_damaged_raster_keeps_the_old_result(tmp_path):
@@ -47,6 +49,16 @@ def test_damaged_raster_keeps_the_old_result(tmp_path):
         predict_raster(Predictor(network()), source, out, **STATISTICS, window=64, overlap=16, probabilities=True)
     assert out.read_bytes() == b"yesterday's" and not leftovers(tmp_path)
     assert (tmp_path / "labels_probabilities.tif").read_bytes() == b"and its"
+
+
+def test_damaged_jpeg_is_noticed(tmp_path):
+    """GDAL warns of it alone, unless it is told to."""
+    source = write(tmp_path / "a.jpg", pixels(200, 200), driver="JPEG")
+    damaged = bytearray(source.read_bytes())
+    damaged[len(damaged) // 2 :: 97] = bytes(len(damaged[len(damaged) // 2 :: 97]))
+    source.write_bytes(damaged)
+    with pytest.raises(ImageError, match=r"a\.jpg: expected a whole raster, got one that cannot be read at rows 0 to"):
+        predict_raster(Predictor(network()), source, tmp_path / "b.tif", **STATISTICS)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("out of memory")])

@@ -110,5 +110,11 @@ def test_bad_input():
         CocoAP("bbox")
     with pytest.raises(ValueError, match="one dict for each image, got 1 and 0"):
         CocoAP().update([scene(0)[0]], [])
+    prediction, target = scene(0)
+    wrong = prediction | {"scores": torch.full_like(prediction["scores"], torch.nan)}
+    with pytest.raises(ValueError, match=r"`prediction\[0\]\['scores'\]` is NaN"):
+        CocoAP().update([wrong], [target])
+    with pytest.raises(ValueError, match=r"`target\[0\]\['boxes'\]` is NaN"):
+        CocoAP().update([prediction], [target | {"boxes": target["boxes"] * torch.nan}])
     with pytest.raises(ValueError, match="scores"):
         CocoAP().update([scene(0)[1]], [scene(0)[1]])

@@ -9,6 +9,7 @@ from torch import nn
 from hggraph import HGStage, SoftSLIC
 from hggraph.models import hg_detector, hg_resnet
 from hggraph.models.hg_resnet import resnet_trunk
+from hggraph.models.pyconv_ssd import pyconv_ssd
 from tests.models.norms import randomise_norms
 
 
@@ -138,8 +139,6 @@ def test_errors():
         ),
         (lambda: detector([]), "`targets` must be given in training mode"),
         (lambda: detector([], []), "`images` must hold at least one image"),
-        (lambda: detector(images, [targets[0] | {"boxes": torch.tensor([[5.0, 6, 5, 9]])}]), "x1 < x2 and y1 < y2"),
-        (lambda: detector(images, [targets[0] | {"boxes": torch.rand(4)}]), r"must have shape \(N, 4\)"),
         (lambda: hg_detector(backbone=nn.Linear(2, 3)), "must be an HGResNet or a ResNetTrunk, got Linear"),
         (lambda: resnet_trunk(18, hg_stages=(3,)), "`hg_stages` must be one of"),
         (lambda: resnet_trunk(18, variant="wide"), "`variant` must be one of"),
@@ -151,3 +150,41 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=match):
             call()
+
+
+NAN, INF = float("nan"), float("inf")
+GOOD, BAD = (
+    [10.0, 10, 50, 50],
+    ([10.0, 10, 10, 50], [10, 50, 50, 50], [50.0, 10, 10, 50], [NAN, 0, 5, 5], [0, 0, 5, NAN], [0, 0, INF, 5]),
+)
+WRONG = [
+    ({"boxes": torch.tensor([GOOD, box])}, r"`targets\[1\]`: `boxes` must be .* x1 < x2 and y1 < y2, got .* for box 1")
+    for box in BAD
+] + [
+    ({"boxes": torch.rand(4)}, r"`targets\[1\]`: `boxes` must have shape \(N, 4\), got \(4,\)"),
+    ({"boxes": None}, r"`targets\[1\]` must have tensors boxes, labels.*, got none for boxes"),
+    ({"labels": torch.tensor([1, 0])}, r"`targets\[1\]`: `labels` must be from 1 to 2 .*, got 0 for box 1"),
+    ({"labels": torch.tensor([3, 1])}, r"`targets\[1\]`: `labels` must be from 1 to 2 .*, got 3 for box 0"),
+    ({"labels": torch.tensor([1])}, r"`labels` must be a whole number for each of 2 boxes, got torch.int64 \(1,\)"),
+    ({"labels": torch.tensor([1.0, 2])}, r"`labels` must be a whole number .*, got torch.float32"),
+]
+
+
+def test_targets_that_do_not_fit():
+    images, targets = sample((64, 80), (64, 80))
+    nets = [small(), small("mask_rcnn"), pyconv_ssd(num_classes=3)]
+    for more, text in WRONG:
+        for net in nets:
+            with pytest.raises(ValueError, match=text):
+                net(images, [targets[0], targets[1] | more])
+    for net in nets:
+        with pytest.raises(ValueError, match=r"`targets` must hold one for each of 2 images, got 1"):
+            net(images, targets[:1])
+        with pytest.raises(ValueError, match="`targets` must be given in training mode"):
+            net(images)
+    for masks, text in [
+        (torch.zeros(2, 8, 8), r"`masks` must have the shape \(2, 64, 80\) of boxes and image, got \(2, 8, 8\)"),
+        (None, "must have tensors boxes, labels, masks, got none for masks"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            nets[1](images, [targets[0], targets[1] | {"masks": masks}])
