@@ -136,6 +136,8 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
         declared = int.from_bytes(end[10:12], "little")
         if declared not in (len(file.infolist()), 0xFFFF):  # the latter: more than 16 bits can say
             raise zipfile.BadZipFile(f"{len(file.infolist()):,} files of {declared:,}")
+        if min((info.header_offset for info in file.infolist()), default=archive.stat().st_size - len(end)) > 0:
+            raise zipfile.BadZipFile("a first file that its table does not list")
         for info in file.infolist():
             budget.add_file()
             target = budget.target(folder, info.filename)

@@ -138,7 +138,8 @@ class LocalAttention(nn.Module):
         inputs = self._inputs(x, 2, "(N, C) with edges")
         check_edge_index(edge_index)
         check_one_device(x=inputs.query, edge_index=edge_index, edge_type=edge_type, edge_weight=edge_weight)
-        if edge_index.device.type == "cpu" and not torch.compiler.is_compiling():
+        # what heads make of indices is checked below; its error would name other numbers
+        if self.heads > 1 and edge_index.device.type == "cpu" and not torch.compiler.is_compiling():
             check_range("edge_index[0]", edge_index[0], len(inputs.key), "Sources must be rows of `x`.")
             check_range("edge_index[1]", edge_index[1], len(inputs.query), "Targets must be rows of `x`.")
         if edge_weight is not None:
@@ -168,12 +169,12 @@ class LocalAttention(nn.Module):
     def _inputs(self, x: Tensor | Sequence[Tensor], ndim: int, shape: str) -> Inputs:
         if not isinstance(x, Tensor) and not (isinstance(x, tuple | list) and len(x) == 3):
             raise TypeError(f"`x` must be a tensor or three, of queries, keys and values, got {type(x).__name__}.")
-        inputs = Inputs(x, x, x) if isinstance(x, Tensor) else Inputs(*x)
+        inputs, weight = Inputs(x, x, x) if isinstance(x, Tensor) else Inputs(*x), self.query.weight
         for name, y, channels in zip(Inputs._fields, inputs, self.in_channels, strict=True):
             check_ndim(f"x ({name})", y, ndim, shape=shape)
             check_dtype(f"x ({name})", y)
-            check_one_device(weight=self.query.weight, x=y)
-            check_one_dtype(weight=self.query.weight, x=y)
+            check_one_device(weight=weight, x=y)
+            check_one_dtype(weight=weight, x=y)
             found = y.shape[1 if ndim == 4 else -1]
             if found != channels:
                 raise ValueError(f"`x` ({name}) must have {channels} channels, got shape {tuple(y.shape)}.")

@@ -176,7 +176,7 @@ def check_weight(x: Tensor, weight: Tensor, groups: int) -> None:
     check_positive("groups", groups)
     if weight.shape[1] * groups != x.shape[-1] or weight.shape[2] % groups:
         raise ValueError(
-            f"`weight` {tuple(weight.shape)} does not fit {x.shape[-1]} channels of `x` in {groups} groups: "
+            f"`weight` {tuple(weight.shape)} does not fit {x.shape[-1]} channels in {groups} groups of `x`: "
             "expected (K, C // groups, O) with C and O divisible by `groups`."
         )
     check_dtype("weight", weight)

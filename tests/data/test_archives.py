@@ -335,7 +335,9 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("kind", ["crc", "length", "second header", "no end", "zip count", "zip end", "zip encoding"])
+@pytest.mark.parametrize(
+    "kind", ["crc", "length", "second header", "no end", "zip count", "zip end", "zip table", "zip encoding"]
+)
 def test_one_bit_that_the_libraries_let_pass(kind, tmp_path):
     """Checksums behind the last file count, and a damaged header is not the end of a tar, nor of a zip."""
     if kind.startswith("zip"):
@@ -346,6 +348,8 @@ def test_one_bit_that_the_libraries_let_pass(kind, tmp_path):
             flip(path, central + 9, 3)  # UTF-8 or not
         elif kind == "zip count":
             flip(path, end + 10)
+        elif kind == "zip table":  # of no files
+            path.write_bytes(content[: end + 8] + bytes(8) + content[end + 16 :])
         else:  # a table of no bytes: an archive of nothing
             path.write_bytes(content[: end + 12] + bytes(4) + content[end + 16 :])
     elif kind in ("crc", "length"):

@@ -134,7 +134,7 @@ def test_a_network_on_regions_trains_the_embedding():
     clusterer = SoftSLIC(num_regions=6, projection=RegionEmbedding(8, 4, channels=4))
     stage = HGStage([HGBasicBlock(8, 8)], clusterer)
     stage(torch.randn(2, 8, 12, 12)).square().mean().backward()
-    assert all(parameter.grad.any() for parameter in clusterer.projection.parameters())
+    assert all(parameter.grad.any() for parameter in stage.clusterer.projection.parameters())
 
 
 def test_each_image_counts_once():
