@@ -105,8 +105,8 @@ def predict(
             flip=flip,
             device=where,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    except (ValueError, RuntimeError, AssertionError) as error:  # the latter of devices that are not there
+        raise typer.BadParameter(" ".join(str(error).split())) from error
     console = Console(stderr=True, soft_wrap=True)
     options = special | {
         "window": window or 1024,
