@@ -228,7 +228,10 @@ def _equal(x: Tensor, values: Tensor) -> Tensor:
 def _one_or_each(name: str, values: Sequence[float], bands: int) -> list[float]:
     found = [float(value) for value in np.ravel(values)]
     if len(found) not in (1, bands):
-        raise ValueError(f"`{name}` must be one number or one for each of {bands} bands, got {found}.")
+        raise ValueError(
+            f"`{name}` must be one number or one for each of {bands} bands, got {found}; choose with `bands`, where a "
+            f"band may stand several times."
+        )
     if not all(map(math.isfinite, found)):
         raise ValueError(f"`{name}` must be finite numbers, got {found}.")
     return found * (bands // len(found))

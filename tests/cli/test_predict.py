@@ -122,6 +122,8 @@ def test_options_that_cannot_count_are_refused(model, tmp_path):
     assert not out.exists()
     run = invoke(model, out, raster, "--scale", -1)
     assert run.exit_code == 2 and "`scales` must be positive numbers" in words(run.output)
+    run = invoke(model, out, raster, "--device", "meta:x")
+    assert run.exit_code == 2 and "Invalid device string" in words(run.output)
 
 
 def test_a_damaged_raster_is_one_line_and_the_others_go_on(model, tmp_path):

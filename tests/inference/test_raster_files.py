@@ -82,7 +82,11 @@ def test_bad_arguments(tmp_path):
         ({"out": tmp_path / "b.png"}, ValueError, r"`out` must end in \.tif or \.tiff"),
         ({"out": source}, ValueError, "would be written over the raster"),
         ({"out": tmp_path / "none" / "b.tif"}, FileNotFoundError, "There is no folder .*none for the result"),
-        ({"mean": [0.5, 0.5]}, ValueError, r"`mean` must be one number or one for each of 3 bands, got \[0.5, 0.5\]"),
+        (
+            {"mean": [0.5, 0.5]},
+            ValueError,
+            r"`mean` must be one number or one for each of 3 bands, got \[0.5, 0.5\]; choose with",
+        ),
         ({"mean": []}, ValueError, r"`mean` must be one number or one for each of 3 bands, got \[\]"),
         ({"mean": [float("nan")]}, ValueError, r"`mean` must be finite numbers, got \[nan\]"),
         ({"std": [float("inf")]}, ValueError, r"`std` must be finite numbers, got \[inf\]"),
