@@ -34,6 +34,7 @@ class RegionTask(Task):
     ``(B, H, W)``: classes or numbers of segments.
 
     Example:
+        >>> from hggraph import SoftSLIC
         >>> from hggraph.metrics import RegionQuality
         >>> from hggraph.nn import RegionEmbedding, RegionLoss
         >>> clusterer = SoftSLIC(num_regions=4, projection=RegionEmbedding(channels=8), feature_scale="photo")

@@ -57,6 +57,7 @@ RECIPE = {
         "batch_size": 2,
         "num_workers": 0,
     },
+    "preprocessing": {"class_path": "hggraph.data.EvalTransform", "init_args": {"mean": [0.0] * 3, "std": [1.0] * 3}},
     "pictures": 0,
 }
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def hggraph(command: str, *arguments: object) -> None:
-    run = [sys.executable, "-W", "ignore", "-m", "hggraph.cli", command, *map(str, arguments)]
+    run = [sys.executable, "-W", "ignore", "-m", "hggraph", command, *map(str, arguments)]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
