@@ -83,9 +83,9 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
         for path in made:
             with contextlib.suppress(OSError):
                 path.unlink()
-        if isinstance(error, OSError):  # of the name that its reader knows
-            names = {str(temporary): str(path) for path, temporary in temporaries.items()}
-            error.filename, error.filename2 = names.get(error.filename, error.filename), None
+        names = {str(temporary): str(path) for path, temporary in temporaries.items()}
+        if isinstance(error, OSError) and error.filename in names:  # the name that its reader knows
+            error.filename, error.filename2 = names[error.filename], None
         raise
     for folder in {path.parent for path in files}:
         with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some network drives

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hggraph import SoftSLIC, viz
 from hggraph.cli import app, inspect
-from hggraph.data import load_image
+from hggraph.data import EvalTransform, load_image, load_pixels
 from hggraph.metrics import MeanIoU
 from hggraph.models import from_pretrained, hg_orientation, save_pretrained, specialize_fuse
 from hggraph.models.gald import gald
@@ -54,7 +54,8 @@ def networks(tmp_path_factory) -> Path:
     net = specialize_fuse(**arguments)
     save_pretrained(net, folder / "pyramid", model="specialize_fuse", arguments=arguments, **STATISTICS)
     arguments = {"channels": 8, "depth": 1, "clusterer": SoftSLIC(4)}
-    save_pretrained(hg_orientation(**arguments), folder / "roads", model="hg_orientation", arguments=arguments)
+    roads = hg_orientation(**arguments)
+    save_pretrained(roads, folder / "roads", model="hg_orientation", arguments=arguments, **STATISTICS)
     return folder
 
 
@@ -161,9 +162,7 @@ def test_pyramids(networks, photos, tmp_path, figures):
     assert {name.rpartition("_")[2] for name in names(tmp_path / "out")} == {"unity.png", "errors.png"}
     net, metric = from_pretrained(networks / "pyramid"), MeanIoU(CLASSES)
     for (args, _, _), path in zip(figures["unity"], sorted(photos.iterdir()), strict=True):
-        image = load_image(path)
-        mean, std = (torch.tensor(STATISTICS[name])[:, None, None] for name in ("mean", "std"))
-        x = ((image - mean) / std)[None]
+        x = EvalTransform(**STATISTICS)({"image": load_pixels(path)})["image"][None]
         net.training = True  # the pyramids are returned; every layer stays in eval mode
         with torch.no_grad():
             out = net(x)

@@ -124,10 +124,10 @@ def test_training_and_evaluation_take_it(flat):
     assert 255 in values and values - {255} <= set(dataset.segments(0).unique().tolist())
     dataset = BSDS500(flat, "val", transform=EvalTransform(multiple=8))
     sample = dataset[0]
-    assert sample["mask"].shape == (8, 16)
-    assert torch.equal(sample["mask"][:6, :9], dataset.segments(0)[0].long())
+    assert sample["image"].shape == (3, 8, 16) and sample["mask"].shape == sample["size"]
+    assert torch.equal(sample["mask"], dataset.segments(0)[0].long())
     batch = torch.utils.data.default_collate([dataset[0], dataset[1]])  # 3 and 5 annotators
-    assert batch["mask"].shape == (2, 8, 16)
+    assert batch["mask"].shape == (2, *sample["size"])
 
 
 def test_plot(flat):

@@ -116,7 +116,7 @@ def test_recipes_load_it_by_its_run(trained):
 
 
 def test_what_cannot_be_loaded(trained, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         load_clusterer(tmp_path)
     with pytest.raises(ValueError, match="not both"):
         load_clusterer(trained[1], num_regions=3, downsample=4)
@@ -125,7 +125,7 @@ def test_what_cannot_be_loaded(trained, tmp_path):
     with pytest.raises(ValueError, match="downsample"):
         load_clusterer(trained[1], downsample=0.5)
     result = CliRunner().invoke(app, ["graph", "--out", str(tmp_path / "out"), "--clusterer", str(tmp_path)])
-    assert result.exit_code == 2 and "is no run" in " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and "has no config.json" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_network_on_regions_trains_the_embedding():
