@@ -24,7 +24,7 @@ class Ending(Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Tell it, in the first process."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # that leaves nothing
             folder = str(trainer.default_root_dir)
             run, config = shlex.quote(folder), shlex.quote(str(Path(folder, "config.yaml")))
             _say(
