@@ -150,17 +150,20 @@ def evaluation(trainer: lightning.Trainer, task: Task, stage: str) -> dict[str, 
 
     Returns:
         Plain values: ``"dataset"``, ``"split"``, ``"selected_on"`` (the split that the best checkpoint is chosen on),
-        ``"size"`` (``"own"``: scores are those of the images' own pixels), ``"scales"``,
-        ``"date"`` (ISO 8601, UTC), ``"checkpoint"`` (empty while training) and ``"results"``, the scores.
+        ``"size"`` (``"own"``: scores are those of the images' own pixels), ``"scales"``, ``"part"`` (where a run was
+        limited to some batches), ``"date"`` (ISO 8601, UTC), ``"checkpoint"`` (empty while training) and ``"results"``,
+        the scores.
     """
     dataset, data = _dataset(trainer, stage), trainer.datamodule  # type: ignore[attr-defined]
     splits = data.splits if isinstance(data, ImageData) else {}
+    limit = trainer.limit_val_batches if stage == "val" else trainer.limit_test_batches
     return {
         "dataset": type(getattr(dataset, "base", dataset)).__name__,
         "split": splits.get(stage, stage),
         "selected_on": getattr(data, "selected_on", "val"),
         "size": "own",
         "scales": [1.0],
+        **({} if limit == 1.0 else {"part": f"{limit} of its batches"}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": str(trainer.ckpt_path or ""),
         "results": _plain(task.results),

@@ -235,7 +235,7 @@ def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> None:
             f"The evaluation is of other weights than those in {folder}: expected SHA-256 {sha256}, got "
             f"{(record or {}).get('weights')}. Evaluate these."
         )
-    what = ("weights", "dataset", "split", "size", "scales", "flip")
+    what = ("weights", "dataset", "split", "part", "size", "scales", "flip")
     kept = [one for one in read_metrics(folder) if any(one.get(key) != record.get(key) for key in what)]
     write_json(folder / METRICS, [*kept, record])
     write_text(folder / CARD, model_card(config, [*kept, record]))
