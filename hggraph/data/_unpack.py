@@ -149,11 +149,18 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
             raw.seek(info.header_offset + 6)
             if (int.from_bytes(raw.read(2), "little") ^ info.flag_bits) & 0x800 and not info.filename.isascii():
                 raise zipfile.BadZipFile(f"two encodings of the name {info.filename!r}")
+            raw.seek(info.header_offset + 14)
+            own = struct.unpack("<3I", raw.read(12))  # what the file's own header says, where it says it
+            listed = (info.CRC, info.compress_size, info.file_size)
+            if not info.flag_bits & 8 and any(a != b for a, b in zip(own, listed, strict=True) if a != 0xFFFFFFFF):
+                raise zipfile.BadZipFile(f"two sizes or checksums of {info.filename!r}")
             with file.open(info) as stream:  # looks at the file's own header, of folders too
                 if info.is_dir():
                     target.mkdir(parents=True, exist_ok=True)
                 else:
                     _copy(_Counted(stream, budget), target)
+                    if target.stat().st_size != info.file_size:  # of none zipfile does not look at the checksum
+                        raise zipfile.BadZipFile(f"{target.stat().st_size:,} bytes of {info.filename!r}")
 
 
 def _unpack_tar(archive: Path, head: bytes, folder: Path, budget: Budget) -> None:

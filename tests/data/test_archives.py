@@ -336,7 +336,8 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["crc", "length", "second header", "no end", "zip count", "zip end", "zip table", "zip encoding"]
+    "kind",
+    ["crc", "length", "second header", "no end", "zip count", "zip end", "zip table", "zip encoding", "zip sizes"],
 )
 def test_one_bit_that_the_libraries_let_pass(kind, tmp_path):
     """Checksums behind the last file count, and a damaged header is not the end of a tar, nor of a zip."""
@@ -346,6 +347,8 @@ def test_one_bit_that_the_libraries_let_pass(kind, tmp_path):
         central, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
         if kind == "zip encoding":
             flip(path, central + 9, 3)  # UTF-8 or not
+        elif kind == "zip sizes":  # checksum and length of nothing
+            path.write_bytes(content[: central + 16] + bytes(8) + content[central + 24 :])
         elif kind == "zip count":
             flip(path, end + 10)
         elif kind == "zip table":  # of no files
