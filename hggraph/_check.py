@@ -101,8 +101,8 @@ def check_range(name: str, index: Tensor, upper: int, hint: str = "") -> None:
 
 
 def check_strengths(name: str, strength: Tensor) -> None:
-    """Raise unless all strengths are finite and not negative. Reads the data (synchronises a GPU)."""
-    if strength.numel():
+    """Raise unless all strengths are finite and not negative. On a GPU, which would be waited for, nothing is read."""
+    if strength.numel() and strength.device.type == "cpu":
         low, high = (float(value) for value in torch.aminmax(strength.detach()))
         if not 0 <= low <= high < float("inf"):  # NaN fails too
             raise ValueError(f"`{name}` must be finite and not negative, got values from {low} to {high}.")

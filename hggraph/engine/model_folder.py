@@ -52,6 +52,7 @@ class ModelFolder(Callback):
     def __init__(self, network: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> None:
         self.network = network
         self.preprocessing = preprocessing
+        self._validated = False  # since the folder was last looked at
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Make sure that what is to be trained can be written down."""
@@ -67,7 +68,9 @@ class ModelFolder(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write new weights."""
-        self._update(trainer, pl_module, measured=True)
+        if self._validated:
+            self._update(trainer, pl_module, measured=True)
+            self._validated = False
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write new weights."""
@@ -79,6 +82,7 @@ class ModelFolder(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add what ``validate`` has measured."""
+        self._validated = True
         if trainer.state.fn == "validate":
             self._add(trainer, pl_module, "val")
 

@@ -59,10 +59,16 @@ def check_config(config: Any) -> dict[str, Any]:
         raise ValueError(f"format {config.get('format')!r:.40} is not known to this version, which reads {FORMAT}")
     if strange := sorted(str(key)[:40] for key in config.keys() - _KEYS):
         raise ValueError(f"there is something that is not known in it: {', '.join(strange[:5])}")
+    if missing := sorted(_KEYS - config.keys()):
+        raise ValueError(f"there is no {', '.join(missing[:5])} in it")
     for key in ("name", "description", "license"):
-        _text(key, config.get(key), 10_000)
-    file = _mapping("files", _mapping("files", config.get("files")).get("model.safetensors"))
-    if not (isinstance(file.get("size"), int) and isinstance(file.get("sha256"), str) and len(file["sha256"]) == 64):
+        _text(key, config[key], 10_000)
+    if config["name"] is None or not _whole(config["parameters"], 0, 1 << 50):
+        raise ValueError("`name` must be text and `parameters` their number")
+    files = _mapping("files", config["files"])
+    file = _mapping("files", files.get("model.safetensors"))
+    sha256 = file.get("sha256")
+    if len(files) != 1 or not (isinstance(file.get("size"), int) and isinstance(sha256, str) and len(sha256) == 64):
         raise ValueError("`files` must hold size and SHA-256 of model.safetensors")
     task, recipe = config.get("task"), config.get("recipe")
     if recipe is None:

@@ -62,7 +62,7 @@ def model_folder(path: str | Path) -> Path:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return what a model folder says was measured, of whichever weights; nothing if the file is missing or no list."""
     try:
-        found = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        found = json.loads((folder / METRICS).read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError):
         return []
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
@@ -115,7 +115,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
-        return check_config(json.loads(path.read_text(encoding="utf-8")))
+        return check_config(json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not what `save_pretrained` writes: {error}.") from error
 
@@ -134,3 +134,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -17,7 +17,7 @@ from hggraph.cluster import SoftSLIC
 from hggraph.inference import load_trained
 from hggraph.models import from_pretrained, hg_orientation, save_pretrained
 from hggraph.models.pretrained import publish
-from tests.models.test_pretrained import sign
+from tests.models.test_pretrained import Evil, sign
 
 SMALL = {"channels": 8, "depth": 1, "stacks": 1, "branches": 1, "clusterer": SoftSLIC(4)}
 
@@ -81,7 +81,7 @@ VALUES = [
     (("model",), "timm.create_model", "`task` of timm.create_model must be classification"),
     (("model",), "builtins.eval", "`model` must be one of"),
     (("mean",), [0.5], "`mean` must be 3 numbers"),
-    (("mean",), [0.5, 0.5, float("nan")], "`mean` must be 3 numbers"),
+    (("mean",), [0.5, 0.5, float("nan")], "NaN is no number of JSON"),
     (("std",), [0.0] * 3, "`std` must be 3 numbers"),
     (("palette",), [[0, 0, 0], [999, 0, 0]], "red, green and blue from 0 to 255"),
     (("palette",), [[0, 0, 0]], "a colour for each of 2 classes"),
@@ -91,6 +91,8 @@ VALUES = [
     (("preprocessing", "EvalTransform"), {"evil": 1}, "no option of EvalTransform"),
     (("files", "model.safetensors", "size"), -1, "is not the file"),
     (("std_dev",), [1], "not known in it: std_dev"),
+    (("parameters",), "many", "`parameters` their number"),
+    (("files", "README.md"), {"size": "x"}, "size and SHA-256 of model.safetensors"),
 ]
 
 
@@ -101,6 +103,16 @@ def test_values_out_of_all_range(folder, path, value, text):
     with pytest.raises(ValueError, match=text):
         load_trained(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+@pytest.mark.parametrize("key", ["classes", "preprocessing", "task", "name", "recipe"])
+def test_a_key_that_is_missing(folder, key):
+    config = json.loads((folder / "config.json").read_text())
+    del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (load_trained, lambda path: publish(path, folder / "out")):
+        with pytest.raises(ValueError, match=rf"config\.json is not what .* there is no {key} in it"):
+            read(folder)
 
 
 def test_run_folder_that_would_import(good, tmp_path):
@@ -131,14 +143,6 @@ def test_foreign_network_asks_for_trust(tmp_path):
     assert "trust=True" in (publish(tmp_path / "own", tmp_path / "out") / "README.md").read_text()
 
 
-class Evil:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
 def test_weights_that_are_no_weights(folder, tmp_path):
     marker, weights = tmp_path / "marker", folder / "model.safetensors"
     header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
@@ -161,6 +165,8 @@ def test_metrics_of_other_weights_are_not_shown(folder, tmp_path):
     (folder / "metrics.json").write_text(json.dumps([evil, right, 7]))
     card = (publish(folder, tmp_path / "out") / "README.md").read_text()
     assert "0.25" in card and "0.99" not in card
+    (folder / "metrics.json").write_text('[{"weights": NaN}]')
+    assert "Evaluation" not in (publish(folder, tmp_path / "nan") / "README.md").read_text()
     (folder / "metrics.json").write_text("[" * 100_000)
     assert "Evaluation" not in (publish(folder, tmp_path / "two") / "README.md").read_text()
 
