@@ -232,9 +232,8 @@ def test_samples_without_boxes_or_masks():
     }
     for transform in (TrainTransform((20, 30), rotate=20, quarter_turns=True), EvalTransform(size=(20, 30))):
         out = transform(empty)
-        size = (
-            (20, 30) if isinstance(transform, TrainTransform) else (48, 64)
-        )  # evaluation is in the image's own pixels
+        # evaluation leaves masks in the image's own pixels
+        size = (20, 30) if isinstance(transform, TrainTransform) else (48, 64)
         assert out["boxes"].shape == (0, 4) and out["masks"].shape == (0, *size) and out["boxes"].format.name == "XYXY"
         alone = transform({"image": empty["image"], "mask": None})
         assert alone["image"].shape == (3, 20, 30) and alone["mask"] is None
