@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hggraph._files import write_atomically
+from hggraph._screen import harmless
 from hggraph.inference.outputs import Color, class_colors
 
 __all__ = ["boxes_picture", "class_picture", "coco_objects", "run_lengths", "write_predictions"]
 
 LEAST_SCORE = 0.5  # of what is drawn
+TEXT = 13  # pixels
 Found = tuple[str, int, int, list[dict[str, Any]]]
 
 
@@ -96,24 +98,31 @@ def boxes_picture(
     if "masks" in found and labels:
         drawn = draw_segmentation_masks(drawn, found["masks"][keep, 0] > LEAST_SCORE, alpha=0.5, colors=colors)
     if labels:
-        texts = [
-            f"{_name(label - 1, classes)} {score:.2f}"
-            for label, score in zip(labels, found["scores"][keep].tolist(), strict=True)
-        ]
-        drawn = draw_bounding_boxes(drawn, found["boxes"][keep], texts, colors=colors, width=2)
-    return Image.fromarray(np.ascontiguousarray(drawn.permute(1, 2, 0).numpy()))
+        drawn = draw_bounding_boxes(drawn, found["boxes"][keep], colors=colors, width=2)
+    picture = _picture(drawn)
+    for label, score, box in zip(labels, found["scores"][keep].tolist(), found["boxes"][keep].tolist(), strict=True):
+        _write_on(picture, (box[0], box[1]), f"{_name(label - 1, classes)} {score:.2f}")
+    return picture
 
 
 def class_picture(pixels: Tensor, entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Image.Image:
     """Draw the most probable classes over a corner of a photo ``(3, H, W)`` of bytes."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    draw = ImageDraw.Draw(picture)
+    picture = _picture(pixels)
     lines = [f"{_name(entry['category_id'], classes)} {entry['score']:.2f}" for entry in entries]
-    text = "\n".join(line.encode("ascii", "replace").decode() for line in lines)
-    draw.rectangle(draw.multiline_textbbox((4, 4), text), fill=(0, 0, 0))
-    draw.multiline_text((4, 4), text, fill=(255, 255, 255))
+    _write_on(picture, (4, 4), "\n".join(lines))
     return picture
 
 
+def _picture(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def _write_on(picture: Image.Image, place: tuple[float, float], text: str) -> None:
+    """Write white on black, which can be read over any photo and mask."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=TEXT)
+    draw.rectangle(draw.multiline_textbbox(place, text, font=font), fill=(0, 0, 0))
+    draw.multiline_text(place, text, fill=(255, 255, 255), font=font)
+
+
 def _name(label: int, classes: Sequence[str]) -> str:
-    return classes[label] if 0 <= label < len(classes) else f"class {label}"
+    return harmless(classes[label]) if 0 <= label < len(classes) else f"class {label}"

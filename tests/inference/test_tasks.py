@@ -18,7 +18,7 @@ from hggraph.data.image import load_pixels
 from hggraph.data.transforms import undo
 from hggraph.engine import SegmentationTask
 from hggraph.inference import Predictor, load_trained, predict_folder
-from hggraph.inference.coco import run_lengths
+from hggraph.inference.coco import boxes_picture, run_lengths
 from hggraph.metrics import MeanIoU
 from hggraph.models import hg_detector, hg_resnet, pyconv_resnet, save_pretrained
 from hggraph.nn import CrossEntropy, OutputLoss
@@ -147,6 +147,18 @@ def test_detector(photos, tmp_path):
         assert one["category_id"] in (1, 2) and one["segmentation"]["size"] == [height, width]
         assert sum(one["segmentation"]["counts"]) == height * width
     assert len(list((tmp_path / "out/overlay").iterdir())) == len(SIZES)
+
+
+def test_captions_can_be_read_over_masks():
+    """White on black at each box's corner, whatever lies below; what scores less than a half is not drawn."""
+    pixels = torch.full((3, 60, 80), 200, dtype=torch.uint8)
+    boxes = torch.tensor([[10.0, 5.0, 75.0, 55.0], [0.0, 30.0, 9.0, 59.0]])
+    found = {"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.4])}
+    found["masks"] = torch.ones(2, 1, 60, 80)
+    drawn = np.array(boxes_picture(pixels, found, ["a\x1b[2J", "b"], [(255, 0, 0), (0, 255, 0)]))
+    caption = drawn[7:18, 12:70].reshape(-1, 3)
+    assert (caption == 0).all(1).mean() > 0.3 and (caption == 255).all(1).sum() > 10
+    assert (drawn[40, 40] == [227, 100, 100]).all() and not (drawn == [0, 255, 0]).all(2).any()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
